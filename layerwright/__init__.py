@@ -1,0 +1,51 @@
+"""Layerwright measures, explains and reshapes the depth and width of neural networks.
+
+This page is a table of contents. Names are imported when they are first used: importing the package does not import
+torch, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` does the same, later
+    from layerwright.core.data import Data as Data
+    from layerwright.core.data import load_data as load_data
+    from layerwright.core.errors import UserError as UserError
+    from layerwright.core.load import load_model as load_model
+    from layerwright.core.plan import Plan as Plan
+    from layerwright.core.registry import measure as measure
+    from layerwright.core.stack import Stack as Stack
+    from layerwright.core.survey import Survey as Survey
+    from layerwright.verbs import claims as claims
+    from layerwright.verbs import survey as survey
+
+_HOMES = {
+    "survey": "verbs",
+    "claims": "verbs",
+    "Survey": "core.survey",
+    "Stack": "core.stack",
+    "Plan": "core.plan",
+    "Data": "core.data",
+    "UserError": "core.errors",
+    "load_data": "core.data",
+    "load_model": "core.load",
+    "measure": "core.registry",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names that __getattr__ supplies
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'layerwright' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"layerwright.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,83 @@
+"""The backward walk: gradients of the loss by the stream, and each block's Jacobian, one block's graph at a time.
+
+Blocks are run again from their noted states with gradients on, top to bottom, so that memory holds the activations of
+one block only. No gradient reaches a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from layerwright.core.batch import Batch, generator_for
+from layerwright.core.desk import Desk
+from layerwright.core.replay import Replay, in_float, read_logits
+from layerwright.core.stack import Stack
+
+
+class BackwardPass:
+    """The gradient and Jacobian measures on one batch."""
+
+    def __init__(self, stack: Stack, desk: Desk, batch: Batch, replay: Replay, seed: int) -> None:
+        """Prepare; `run` does it."""
+        self.stack, self.desk, self.batch, self.replay, self.seed = stack, desk, batch, replay, seed
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        """Walk down the tower; `progress` gets the number of blocks done."""
+        states, tokens = self.replay.states, self.stack.layout.tokens
+        gradient = self._top() if self.desk.wants("gradient") else None
+        for k in reversed(range(self.stack.depth)):
+            with torch.enable_grad():
+                state = states[k].detach().requires_grad_()
+                after = self.replay.block(k, state)
+            if gradient is not None:
+                update = tokens(states[k + 1]) - tokens(states[k])
+                given = {"update": update, "gradient": tokens(gradient) * self._per_token()}
+                self.desk.give("gradient", (k,), given)
+                (gradient,) = torch.autograd.grad(after, state, gradient, retain_graph=self.desk.wants("jacobian"))
+            if self.desk.wants("jacobian"):
+                self._jacobian(k, state, after)
+            progress(1)
+        self.desk.close("gradient", self.batch.mask)
+        self.desk.close("jacobian", None)
+
+    def _top(self) -> Tensor | None:
+        """Derivative of the summed loss by the last state, or None where nothing says what the output should be."""
+        labels = self.batch.labels(self.stack)
+        if labels is None:
+            return None
+        with torch.enable_grad():
+            state = self.replay.states[-1].detach().requires_grad_()
+            logits = read_logits(self.replay.tail(state), state)
+            assert logits is not None
+            logits = in_float(logits)
+            logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
+            )
+        (gradient,) = torch.autograd.grad(loss, state)
+        return gradient
+
+    def _per_token(self) -> Tensor:
+        """Turns a sum over tokens that count into a change of the mean loss over tokens that have a label.
+
+        Zero at the first token of a causal model, which a skip leaves alone.
+        """
+        labels = self.batch.labels(self.stack)
+        assert labels is not None
+        weight = self.batch.mask.sum(1) / (labels != -100).sum(1).clamp_min(1)
+        moved = torch.cumsum(self.batch.real, 1) > 1 if self.stack.causal else self.batch.real
+        return (weight[:, None] * moved)[..., None]
+
+    def _jacobian(self, k: int, state: Tensor, after: Tensor) -> None:
+        shape = self.stack.layout.tokens(state).shape
+        probe = torch.stack([self._probe(k, b, shape[1:]) for b in range(shape[0])]).to(state.device)
+        probe = probe * self.batch.real[..., None]
+        (back,) = torch.autograd.grad(after, state, self.stack.layout.native(probe, after))
+        pullback = self.stack.layout.tokens(back) * self.batch.real[..., None]
+        self.desk.give("jacobian", (k,), {"probe": probe, "pullback": pullback})
+
+    def _probe(self, k: int, b: int, shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=generator_for(self.seed, self.batch.first + b, k))

@@ -1,0 +1,91 @@
+"""One batch on its way through the passes: inputs, which tokens count, which are sampled, and what each should say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerwright.core.inputs import Inputs, batch_size, rows
+from layerwright.core.stack import Stack
+
+
+class Batch:
+    """A batch with the number of its first sequence, which seeds everything random about it.
+
+    After `settle`: `mask` `[B, T]` says which tokens count (no padding, no prefix), `last` `[B]` is each sequence's
+    last real token, `sampled` `[B, n]` are token positions for the lens, drawn by the sequence's own number so that
+    another batch split draws the same.
+    """
+
+    def __init__(self, inputs: Inputs, first: int, prefix: int, sample: int, seed: int) -> None:
+        """Inputs of the model; `first` is the number of the first sequence in the whole data."""
+        self.inputs, self.first, self.prefix = inputs, first, prefix
+        self.size = batch_size(inputs)
+        self._sample, self._seed = sample, seed
+        self.native: Tensor
+        self.mask: Tensor
+        self.real: Tensor
+        self.last: Tensor
+        self.sampled: Tensor
+        self.sampled_mask: Tensor
+
+    def settle(self, tokens: Tensor, native: Tensor) -> None:
+        """Learn the shape of the stream, `[B, T, d]`, and place everything in it."""
+        self.native = native
+        self.real = self._real(tokens.shape[:2], tokens.device)
+        place = torch.cumsum(self.real, 1)
+        self.mask = self.real & (place > self.prefix)
+        positions = torch.arange(self.real.shape[1], device=tokens.device)
+        self.last = torch.where(self.real, positions, 0).amax(1)
+        self._draw()
+
+    def _real(self, shape: torch.Size, device: torch.device) -> Tensor:
+        mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] > shape[1] or len(mask) != shape[0]:
+            return torch.ones(shape, dtype=torch.bool, device=device)
+        # A stream longer than the tokens has virtual tokens (soft prompts) in front of them: not the user's text.
+        virtual = torch.zeros(len(mask), shape[1] - mask.shape[1], dtype=torch.bool, device=device)
+        return torch.cat([virtual, mask.to(device).bool()], dim=1)
+
+    def _draw(self) -> None:
+        n = max(1, min(self._sample, int(self.mask.sum(1).max())))
+        self.sampled = torch.zeros(self.size, n, dtype=torch.long, device=self.mask.device)
+        self.sampled_mask = torch.zeros_like(self.sampled, dtype=torch.bool)
+        for b in range(self.size):
+            generator = generator_for(self._seed, self.first + b)
+            places = self.mask[b].nonzero().flatten().cpu()
+            chosen = places[torch.randperm(len(places), generator=generator)[:n]].to(self.mask.device)
+            self.sampled[b, : len(chosen)] = chosen
+            self.sampled_mask[b, : len(chosen)] = True
+
+    def labels(self, stack: Stack) -> Tensor | None:
+        """The class that the logits at each token (or of each sequence, `[B, 1]`) should name, -100 for none."""
+        given = self.inputs.get("labels") if isinstance(self.inputs, Mapping) else None
+        if stack.head == "sequence":
+            return given.view(-1, 1) if isinstance(given, Tensor) and given.shape[:1] == (self.size,) else None
+        if stack.head != "token":
+            return None
+        if not stack.causal:
+            return given if isinstance(given, Tensor) and given.shape == self.real.shape else None
+        ids = given if isinstance(given, Tensor) else self._ids()
+        if ids is None or ids.shape != self.real.shape:
+            return None
+        following = torch.full_like(ids, -100)
+        following[:, :-1] = ids[:, 1:].masked_fill(~self.real[:, 1:], -100)
+        return following
+
+    def _ids(self) -> Tensor | None:
+        x: Any = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else self.inputs
+        return x if isinstance(x, Tensor) and x.ndim == 2 and not x.is_floating_point() else None
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Some sequences of the batch."""
+        return Batch(rows(self.inputs, slice(start, stop)), self.first + start, self.prefix, self._sample, self._seed)
+
+
+def generator_for(seed: int, sequence: int, block: int = 0) -> torch.Generator:
+    """Random numbers that belong to one sequence (and block), whatever batch it comes in."""
+    return torch.Generator().manual_seed(hash((seed, sequence, block)) % 2**63)

@@ -1,0 +1,81 @@
+"""Where quantities meet the measures that asked for them: call the function, hand its numbers to the reducers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from layerwright.core.reduce import Key, Reducer
+from layerwright.core.registry import Measure
+
+
+class Numbers(NamedTuple):
+    """What a measure gave for one row: numbers by sequence or token, and where they count (None: wherever tokens do)."""
+
+    values: Tensor
+    where: Tensor | None = None
+
+
+def join(pieces: list[Numbers]) -> Numbers:
+    """Numbers of pieces of a batch, one after another."""
+    where = [p.where for p in pieces if p.where is not None]
+    return Numbers(torch.cat([p.values for p in pieces]), torch.cat(where) if where else None)
+
+
+class Desk:
+    """The chosen measures with their options, and one reducer for each."""
+
+    def __init__(self, measures: Iterable[Measure], options: Mapping[str, Mapping[str, Any]]) -> None:
+        """Open a reducer for every measure that is fed by a pass over data or weights."""
+        self.measures = list(measures)
+        self.options = options
+        self.reducers = {m.name: Reducer() for m in self.measures}
+
+    def wants(self, *scopes: str) -> bool:
+        """Whether any measure belongs to one of these scopes."""
+        return any(m.scope in scopes for m in self.measures)
+
+    def give(self, scope: str, key: Key, quantities: Mapping[str, Tensor], prefix: str = "") -> None:
+        """Feed every measure of the scope that needs no more than these quantities.
+
+        Args:
+            scope: the pass that calls (`core/quantities.py`).
+            key: values of the scope's index columns.
+            quantities: what is known at this place.
+            prefix: put before the names of a measure's quantities, for a second run under other conditions.
+        """
+        for (name, more), numbers in self.evaluate(scope, quantities, prefix).items():
+            self.add(name, (*key, *more), numbers)
+
+    def evaluate(self, scope: str, quantities: Mapping[str, Tensor], prefix: str = "") -> dict[tuple[str, Key], Numbers]:
+        """Numbers of every measure of the scope, by measure and by what its own result adds to the key."""
+        found: dict[tuple[str, Key], Numbers] = {}
+        for m in self.measures:
+            if m.scope == scope and all(need in quantities for need in m.needs):
+                result = m.function(*(quantities[need] for need in m.needs), **self.options.get(m.name, {}))
+                found.update({(m.name, more): numbers for more, numbers in _rows(result, prefix)})
+        return found
+
+    def add(self, name: str, key: Key, numbers: Numbers) -> None:
+        """Hand numbers to a measure's reducer; a key longer than the table's index loses its end (`part`)."""
+        index = next(m.index for m in self.measures if m.name == name)
+        self.reducers[name].add(key[: len(index)], *numbers)
+
+    def close(self, scope: str, mask: Tensor | None) -> None:
+        """End a batch for the measures of a scope; `mask` says which tokens count."""
+        for m in self.measures:
+            if m.scope == scope:
+                self.reducers[m.name].close_batch(mask)
+
+
+def _rows(result: Any, prefix: str) -> Iterable[tuple[Key, Numbers]]:
+    """What a measure returned, by what it adds to the key: one tensor, or a mapping of tensors or (tensor, where)."""
+    if isinstance(result, Tensor):
+        return [((), Numbers(result))]
+    return [
+        (key if isinstance(key, tuple) else (prefix + key,), Numbers(x) if isinstance(x, Tensor) else Numbers(*x))
+        for key, x in result.items()
+    ]

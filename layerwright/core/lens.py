@@ -1,0 +1,91 @@
+"""The logit lens: states decoded by the rest of the model, in bounded memory whatever the vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerwright.core.batch import Batch
+from layerwright.core.desk import Desk, Numbers, join
+from layerwright.core.inputs import rows, short
+from layerwright.core.reduce import Key
+from layerwright.core.replay import Replay, in_float, read_logits, tail
+from layerwright.core.stack import Stack
+
+# Logits decoded at once: 16 MB in float32.
+_AT_ONCE = 2**22
+_ROW = 16
+
+
+def lens_of_tokens(
+    stack: Stack, desk: Desk, batch: Batch, sampled: list[Tensor], structures: list[Any], output: Any
+) -> float:
+    """Feed the lens measures for models with logits at every token; gives the relative error of lens(h_L) = logits.
+
+    Args:
+        stack: the model and its tower.
+        desk: the measures.
+        batch: the batch, which says where the tokens were sampled.
+        sampled: every state of the stream at the sampled tokens, `[B, n, d]` each.
+        structures: what the blocks returned beside the stream.
+        output: the model's output on the batch.
+    """
+    logits = read_logits(output, batch.native)
+    assert logits is not None
+    n = torch.arange(len(logits), device=logits.device)[:, None]
+    final = in_float(logits[n, batch.sampled].flatten(0, 1))
+    states = [s.flatten(0, 1) for s in sampled]
+    decode = _Decoder(stack, batch, structures)
+    step = decode.row * max(1, _AT_ONCE // (final.shape[-1] * decode.row))
+    pieces: dict[tuple[int, str, Key], list[Numbers]] = {}
+    worst = 0.0
+    for piece in (slice(a, a + step) for a in range(0, len(final), step)):
+        for k, state in enumerate(states):
+            given = {"lens_logits": decode(state[piece]), "final_logits": final[piece]}
+            for (name, more), numbers in desk.evaluate("lens", given).items():
+                pieces.setdefault((k, name, more), []).append(numbers)
+        worst = max(worst, relative_error(given["lens_logits"], given["final_logits"]))
+    for (k, name, more), numbers in pieces.items():
+        desk.add(name, (k, *more), Numbers(*(None if x is None else x.view(batch.sampled.shape) for x in join(numbers))))
+    desk.close("lens", batch.sampled_mask)
+    return worst
+
+
+def lens_of_sequences(desk: Desk, replay: Replay) -> None:
+    """Feed the lens measures for models with one answer a sequence."""
+    final = read_logits(replay.output, replay.states[-1])
+    assert final is not None
+    for k, state in enumerate(replay.states):
+        logits = read_logits(replay.tail(state), state)
+        assert logits is not None
+        desk.give("lens", (k,), {"lens_logits": in_float(logits), "final_logits": in_float(final)})
+    desk.close("lens", None)
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """Largest difference over the largest size; NaN in both counts as equal."""
+    difference = (a - b).abs().nan_to_num(0.0).amax()
+    return float(difference / b.abs().nan_to_num(0.0).amax().clamp_min(1e-12))
+
+
+class _Decoder:
+    """Logits of loose states: the rest of the model, run on rows of tokens of a kind that it knows."""
+
+    def __init__(self, stack: Stack, batch: Batch, structures: list[Any]) -> None:
+        self.stack, self.batch, self.structures = stack, batch, structures
+        # Where inputs are token ids any short row will do; other inputs keep their own length.
+        cut = short(batch.inputs, _ROW)
+        self.row = min(_ROW, batch.mask.shape[1]) if cut is not batch.inputs else batch.mask.shape[1]
+        self.inputs = short(batch.inputs, self.row)
+
+    def __call__(self, states: Tensor) -> Tensor:
+        n, width = states.shape
+        count = -(-n // self.row)
+        padded = torch.cat([states, states[-1:].expand(count * self.row - n, width)])
+        inputs = rows(self.inputs, torch.arange(count, device=states.device) % len(self.batch.mask))
+        native = self.stack.layout.native(padded.view(count, self.row, width), self.batch.native)
+        logits = read_logits(tail(self.stack, self.structures, native, inputs), native)
+        assert logits is not None
+        return in_float(logits).flatten(0, 1)[:n]

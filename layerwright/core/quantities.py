@@ -1,0 +1,59 @@
+"""The words a measure may use as argument names, and what the recorder hands over for each.
+
+A measure says what it needs by naming its arguments; this table is the whole contract. A name that is neither here nor
+the name of another measure raises when the package is imported.
+
+Shapes: B sequences of a batch, T tokens, d width, L blocks (applications), V classes or vocabulary. Tensors are
+float32 or wider whatever the model computes in. Padding is masked by the recorder, not by the measure: where a measure
+returns one number a token, tokens that do not count are dropped afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One word of the contract: which pass supplies it (`scope`), its shape and its meaning."""
+
+    scope: str
+    shape: str
+    meaning: str
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "before": Quantity("block", "[B, T, d]", "the stream that a block, or a sublayer of it, adds to"),
+    "update": Quantity("block", "[B, T, d]", "what the block or the sublayer adds"),
+    "after": Quantity("block", "[B, T, d]", "the stream after a block (asks for whole blocks only)"),
+    "state": Quantity("point", "[B, T, d]", "one of the L + 1 states of the stream, in turn"),
+    "last_token": Quantity("tower", "[L + 1, B, d]", "all states of the stream at each sequence's last real token"),
+    "lens_logits": Quantity("lens", "[B, n, V]", "a state decoded by the rest of the model, at n sampled tokens"),
+    "final_logits": Quantity("lens", "[B, n, V]", "the model's own output at the same tokens"),
+    "skipped_update": Quantity("skip", "[B, T, d]", "`update` of a block when an earlier block is skipped"),
+    "skipped_logits": Quantity("skip_output", "[B, T, V]", "the output when a block is skipped"),
+    "logits": Quantity("skip_output", "[B, T, V]", "the output of the unchanged model"),
+    "labels": Quantity("skip_output", "[B, T]", "the class that `logits` should name, -100 where there is none"),
+    "gradient": Quantity("gradient", "[B, T, d]", "derivative of the mean loss by the stream after a block, times T; 0 at a first token"),
+    "probe": Quantity("jacobian", "[B, T, d]", "a standard normal vector at a block's output, zero on padding"),
+    "pullback": Quantity("jacobian", "[B, T, d]", "the transposed Jacobian of the block applied to `probe`"),
+    "weight": Quantity("weight", "[rows, columns]", "one weight matrix of a block"),
+}
+
+# A measure that names quantities of several scopes belongs to the last of them in this order: `update` beside
+# `skipped_update` is a skip measure, beside `gradient` a gradient measure.
+SCOPES = ("block", "point", "tower", "lens", "skip", "skip_output", "gradient", "jacobian", "weight", "table")
+
+# What the recorder puts into the leading columns of a scope's tables.
+INDEX: dict[str, tuple[str, ...]] = {
+    "block": ("block", "part"),
+    "point": ("point",),
+    "tower": (),
+    "lens": ("point",),
+    "skip": ("source", "block", "quantity"),
+    "skip_output": ("source",),
+    "gradient": ("block",),
+    "jacobian": ("block",),
+    "weight": ("block", "matrix"),
+    "table": (),
+}

@@ -1,0 +1,203 @@
+"""Replay: one batch's pass through a model, with every block and the rest of the model callable again from any state.
+
+A block is called with exactly the arguments it got in the pass, except for the stream. The rest of the model after the
+tower (final norm, head, soft caps, whatever it is) is called by running the whole model with the blocks stubbed: the
+last one returns the given state. No part of a model needs to be recognised by name, and nothing is re-implemented.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwright.core.errors import UserError
+from layerwright.core.inputs import Inputs, call
+from layerwright.core.trace import first_tensor, same
+
+if TYPE_CHECKING:
+    from layerwright.core.stack import Stack
+
+
+class Replay:
+    """A pass over one batch: `states[0..L]` in the model's own layout, and the calls that made them."""
+
+    def __init__(self, stack: Stack, inputs: Inputs) -> None:
+        """Run the model once and note every block application."""
+        self.stack = stack
+        self.inputs = inputs
+        self.states: list[Tensor] = []
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self._structures: list[Any] = []
+        with watch_blocks(stack, self._enter, self._leave):
+            self.output = call(stack.model, inputs)
+        if len(self._structures) != stack.depth:
+            raise UserError(
+                f"the tower ran {len(self._structures)} blocks on this batch and {stack.depth} when it was traced; "
+                "a model whose depth depends on its input cannot be surveyed"
+            )
+
+    def block(self, k: int, state: Tensor) -> Tensor:
+        """Application `k` of the tower on another state of the same shape."""
+        args, kwargs = self._calls[k]
+        output = first_tensor(self.stack.blocks[self.stack.order[k]](*_put(args, state), **_put(kwargs, state)))
+        assert output is not None
+        return output
+
+    def tail(self, state: Tensor) -> Any:
+        """The model's output had the tower ended in `state`."""
+        return tail(self.stack, self._structures, state, self.inputs)
+
+    def _enter(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> None:
+        if k == 0:
+            self.states.append(state)
+        self._calls.append((_mark(args, state), _mark(kwargs, state)))
+
+    def _leave(self, k: int, output: Any, state: Tensor) -> None:
+        self.states.append(state)
+        self._structures.append(structure(output))
+
+
+def tail(stack: Stack, structures: list[Any], state: Tensor, inputs: Inputs) -> Any:
+    """Run the model with its tower stubbed, so that the tower ends in `state`.
+
+    Args:
+        stack: the model and its tower.
+        structures: what each block application returned, without the stream (`structure`).
+        state: the last state of the stream, for as many sequences and tokens as `inputs` has.
+        inputs: a batch.
+    """
+    ran = 0
+
+    def stub(*args: Any, **kwargs: Any) -> Any:
+        nonlocal ran
+        ran += 1
+        # Blocks before the last only have to hand on something of the right kind: nobody reads their state.
+        return _put(structures[ran - 1], state)
+
+    with _forwards(stack.blocks, stub):
+        return call(stack.model, inputs)
+
+
+Enter = Callable[[int, tuple[Any, ...], dict[str, Any], Tensor], None]
+Leave = Callable[[int, Any, Tensor], None]
+
+
+@contextmanager
+def watch_blocks(stack: Stack, enter: Enter, leave: Leave) -> Iterator[None]:
+    """Call `enter(k, args, kwargs, state)` and `leave(k, output, state)` around every application of a block."""
+    order, blocks = stack.order, stack.blocks
+    entered = left = 0
+    last: Tensor | None = None
+    version = 0
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal entered, version, last
+        if entered == len(order) or module is not blocks[order[entered]]:
+            return
+        last = _stream(args, kwargs, last, stack)
+        version = last._version
+        entered += 1
+        enter(entered - 1, args, kwargs, last)
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        nonlocal left, last
+        if left == len(order) or left == entered or module is not blocks[order[left]]:
+            return
+        assert last is not None
+        if last._version != version:
+            raise UserError(
+                f"block {left} ({stack.tower.block_paths[order[left]]}) writes into its input, so that the stream "
+                "before it is lost; make its residual addition out of place (x = x + f(x))"
+            )
+        last = first_tensor(output)
+        assert last is not None
+        left += 1
+        leave(left - 1, output, last)
+
+    handles = []
+    try:
+        for block in blocks:
+            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(block.register_forward_hook(after, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _forwards(modules: list[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """Give every module another `forward`, and take it back."""
+    own = {m: m.__dict__.get("forward") for m in modules}
+    try:
+        for m in modules:
+            m.forward = forward
+        yield
+    finally:
+        for m, before in own.items():
+            if before is None:
+                m.__dict__.pop("forward", None)
+            else:
+                m.forward = before
+
+
+class _Stream:
+    """Stands in noted arguments for the state that the block was called with."""
+
+
+_STREAM = _Stream()
+
+
+def _stream(args: tuple[Any, ...], kwargs: dict[str, Any], last: Tensor | None, stack: Stack) -> Tensor:
+    """The argument that is the stream: the last block's output, or for the first block what is as wide as the stream."""
+    given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    layout = stack.layout
+    fits = [x for x in given if x.ndim == layout.ndim and x.shape[layout.width] == stack.width]
+    found = [x for x in fits if last is None or x is last or same(x, last)]
+    if not found:
+        raise UserError(f"a block of {stack.tower.path} was not called with the state that the block before it left")
+    return found[0]
+
+
+def _mark(x: Any, stream: Tensor) -> Any:
+    if isinstance(x, dict):
+        return {key: _mark(value, stream) for key, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(_mark(value, stream) for value in x)
+    return _STREAM if isinstance(x, Tensor) and same(x, stream) else x
+
+
+def _put(x: Any, state: Tensor) -> Any:
+    if isinstance(x, dict):
+        return {key: _put(value, state) for key, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(_put(value, state) for value in x)
+    return state if x is _STREAM else x
+
+
+def structure(output: Any) -> Any:
+    """What a block returned with a placeholder for its first tensor, the stream."""
+    if isinstance(output, Tensor):
+        return _STREAM
+    if isinstance(output, (tuple, list)) and output:
+        return (structure(output[0]), *output[1:])
+    raise UserError(f"a block returned {type(output).__name__}; expected a tensor or a tuple that starts with one")
+
+
+def read_logits(output: Any, state: Tensor) -> Tensor | None:
+    """The logits in a model's output, or None where it has none (a headless model returns its features)."""
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, Tensor) and output.shape != state.shape:
+        return output
+    return None
+
+
+def in_float(x: Tensor) -> Tensor:
+    """Float32 or wider."""
+    return x if x.dtype == torch.float64 else x.float()

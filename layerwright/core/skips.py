@@ -1,0 +1,121 @@
+"""Every single-block skip in one walk up the tower.
+
+When block s is skipped, the stream below it is that of the unchanged model, so the skipped stream starts at block s
+and is carried up beside the others: L(L-1)/2 block calls instead of the L·L of a loop of full forwards, and exactly the
+same numbers, because each block is called with the arguments it was called with.
+
+Two kinds of stream are carried. `later`: block s is bypassed at every token but the first of a causal model, which acts
+as an attention sink. `future` (causal models): it is bypassed before a random token t_s only, and measured from t_s
+on, so that what is seen is what the block did for later tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from layerwright.core.batch import Batch, generator_for
+from layerwright.core.desk import Desk, Numbers, join
+from layerwright.core.reduce import Key
+from layerwright.core.replay import Replay, in_float, read_logits
+from layerwright.core.stack import Stack
+
+# Logits compared at once: 32 MB in float32.
+_AT_ONCE = 2**23
+
+
+class SkipPass:
+    """The skip measures on one batch."""
+
+    def __init__(self, stack: Stack, desk: Desk, batch: Batch, replay: Replay, seed: int) -> None:
+        """Prepare; `run` does it."""
+        self.stack, self.desk, self.batch, self.replay = stack, desk, batch, replay
+        self.split = self._splits(seed)
+        self.kinds = ["later", "future"] if self.split is not None else ["later"]
+
+    def run(self, progress: Callable[[int], None]) -> None:
+        """Walk up the tower with all skip streams; `progress` gets the number of block calls made."""
+        states, tokens = self.replay.states, self.stack.layout.tokens
+        streams: dict[tuple[int, str], Tensor] = {}
+        needs_update = self.desk.wants("skip")
+        for k in range(self.stack.depth):
+            update = tokens(states[k + 1]) - tokens(states[k])
+            for (source, kind), state in streams.items():
+                streams[source, kind] = after = self.replay.block(k, state)
+                if needs_update:
+                    given = {"update": update, "skipped_update": tokens(after) - tokens(state)}
+                    self._give(kind, (source, k, kind), given)
+            for kind in self.kinds:
+                keep = self.stack.layout.token_mask(self._kept(kind), states[k])
+                streams[k, kind] = torch.where(keep, states[k + 1], states[k])
+            progress(len(streams))
+        self.desk.close("skip", self.batch.mask)
+        if self.desk.wants("skip_output") and self.stack.head is not None:
+            self._outputs(streams)
+            self.desk.close("skip_output", self.batch.mask if self.stack.head == "token" else None)
+
+    def _splits(self, seed: int) -> Tensor | None:
+        """A token t_s of each sequence, 8 to 4 tokens from its ends where it is long enough; None if not causal."""
+        if not self.stack.causal:
+            return None
+        split = torch.zeros(self.batch.size, dtype=torch.long)
+        for b, last in enumerate(self.batch.last.tolist()):
+            low, high = min(8, max(1, last // 2)), max(2, last - 4)
+            draw = torch.rand((), generator=generator_for(seed, self.batch.first + b, -1))
+            split[b] = low + int(draw * max(1, high - low))
+        return split.to(self.batch.last.device)
+
+    def _kept(self, kind: str) -> Tensor:
+        """Tokens at which the skipped block still acts."""
+        place = torch.arange(self.batch.mask.shape[1], device=self.batch.mask.device).expand(self.batch.mask.shape)
+        first = self.batch.real & (torch.cumsum(self.batch.real, 1) == 1) if self.stack.causal else place < 0
+        return first if kind == "later" else first | (place >= self._split_column())
+
+    def _split_column(self) -> Tensor:
+        assert self.split is not None
+        return self.split[:, None]
+
+    def _seen(self, kind: str, numbers: Numbers) -> Numbers:
+        """Narrow the tokens that count to those at which a kind of skip is measured."""
+        if kind == "later":
+            return numbers
+        place = torch.arange(self.batch.mask.shape[1], device=self.batch.mask.device)
+        seen = place >= self._split_column()
+        return Numbers(numbers.values, seen if numbers.where is None else seen & numbers.where)
+
+    def _give(self, kind: str, key: tuple[int, int, str], given: dict[str, Tensor]) -> None:
+        for (name, more), numbers in self.desk.evaluate("skip", given).items():
+            self.desk.add(name, (*key, *more), self._seen(kind, numbers))
+
+    def _outputs(self, streams: dict[tuple[int, str], Tensor]) -> None:
+        """Compare outputs a few sequences at a time: logits over a large vocabulary are the largest tensors here."""
+        labels = self.batch.labels(self.stack)
+        base = read_logits(self.replay.output, self.replay.states[-1])
+        assert base is not None
+        for (source, kind), state in streams.items():
+            changed = read_logits(self.replay.tail(state), state)
+            assert changed is not None
+            prefix = "" if kind == "later" else "future_"
+            for (name, more), numbers in self._compare(base, changed, labels, prefix).items():
+                self.desk.add(name, (source, *more), self._seen(kind, numbers))
+
+    def _compare(
+        self, base: Tensor, changed: Tensor, labels: Tensor | None, prefix: str
+    ) -> dict[tuple[str, Key], Numbers]:
+        step = max(1, _AT_ONCE // base[0].numel())
+        pieces: dict[tuple[str, Key], list[Numbers]] = {}
+        for piece in _pieces(len(base), step):
+            a, b = in_float(base[piece]), in_float(changed[piece])
+            if a.ndim == 2:
+                a, b = a.unsqueeze(1), b.unsqueeze(1)
+            target = labels[piece] if labels is not None else torch.full(a.shape[:2], -100, device=a.device)
+            given = {"logits": a, "skipped_logits": b, "labels": target}
+            for key, numbers in self.desk.evaluate("skip_output", given, prefix).items():
+                pieces.setdefault(key, []).append(numbers)
+        return {key: join(numbers) for key, numbers in pieces.items()}
+
+
+def _pieces(n: int, step: int) -> Iterator[slice]:
+    return (slice(a, a + step) for a in range(0, n, step))

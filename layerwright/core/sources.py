@@ -1,0 +1,199 @@
+"""Tell apart what a user may call data, and read it: rows of token ids, arrays by name, or batches that are already made."""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layerwright.core import images, text
+from layerwright.core.errors import UserError
+from layerwright.core.quiet import unwrap
+
+LENGTH = 256
+_LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+Batch = dict[str, Tensor]
+Row = tuple[list[int], int]  # token ids, and how many special tokens stand in front
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read, in one of three forms; rows and batches are read when they are asked for."""
+
+    name: str
+    kind: str
+    rows: Iterator[Row] | None = None
+    arrays: Batch | None = None
+    batches: Iterator[Batch] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The model's side of reading: how it tokenizes, how long a sequence may be, what its inputs are called.
+
+    `tokens` is how many tokens will be wanted at most, `samples` how many images: reading stops there.
+    """
+
+    model: nn.Module | None
+    tokenizer: Any
+    length: int | None
+    tokens: int
+    samples: int
+
+    def read(self, source: Any) -> Source:
+        """The source in one of the three forms.
+
+        Raises:
+            UserError: it is missing, unreadable, or nothing that a model could take.
+        """
+        name = type(source).__name__
+        if source is None or (isinstance(source, str) and source == "demo"):
+            notes = () if source else ("no data was named: the survey read files of Python's standard library",)
+            return self._text("demo (held-out files of the standard library)", text.demo_documents(), notes)
+        if isinstance(source, (str, Path)):
+            return self._path(source)
+        if isinstance(source, (Tensor, np.ndarray)):
+            main = self.main_input()
+            return Source(name, "arrays", arrays={main: _tensor(main, source)})
+        if isinstance(source, Mapping) and not hasattr(source, "column_names"):
+            return Source(name, "arrays", arrays={key: _tensor(key, value) for key, value in source.items()})
+        columns = _columns(source)
+        if "input_ids" in columns:
+            return Source(name, "tokens", rows=((list(row["input_ids"]), 0) for row in source))
+        if "text" in columns:
+            return self._text(name, (row["text"] for row in source))
+        if _all(source, lambda x: isinstance(x, str)):
+            return self._text(name, source)
+        if _all(source, lambda x: isinstance(x, Tensor) and x.ndim == 1 and not x.is_floating_point()):
+            return Source(name, "tokens", rows=((x.tolist(), 0) for x in source))
+        if isinstance(source, Iterable):
+            return Source(name, "arrays", batches=(_batch(x, self.main_input()) for x in source))
+        raise UserError(f"got data of type {name}; expected a path, tensors, a DataLoader or a Hugging Face dataset")
+
+    def _text(self, name: str, texts: Iterable[str], notes: tuple[str, ...] = ()) -> Source:
+        if self.tokenizer is None:
+            raise UserError("got text, but the model has no tokenizer; give token ids: an .npz with an array input_ids")
+        rows = text.sequences(texts, self.tokenizer, self.sequence_length(), name)
+        return Source(name, "text", rows=rows, notes=notes)
+
+    def _path(self, source: str | Path) -> Source:
+        path, field = Path(source).expanduser(), "text"
+        if not path.exists() and ".jsonl:" in str(source):
+            path, field = Path(str(source).rpartition(":")[0]).expanduser(), str(source).rpartition(":")[2]
+        if not path.exists():
+            raise UserError(f"no file or folder {path}; expected text, .jsonl, .npz, a folder of images, or `demo`")
+        if path.suffix == ".npz" and path.is_file():
+            return Source(str(source), "arrays", arrays=self._npz(path))
+        if path.is_dir() and self._reads_images(path):
+            return self._images(path)
+        return self._text(str(source), text.documents(path, field=field, limit=text.bytes_for(self.tokens)))
+
+    def _reads_images(self, folder: Path) -> bool:
+        """The model's own main input decides; a model that does not say what it reads is given what the folder holds."""
+        known = {"pixel_values": True, "input_ids": False}
+        main = getattr(self.model, "main_input_name", "")
+        return known[main] if main in known else bool(images.find(folder))
+
+    def _images(self, folder: Path) -> Source:
+        files = images.find(folder)
+        if not files:
+            raise UserError(f"no image in folder {folder}; expected files such as {', '.join(images.SUFFIXES[:3])}")
+        chosen, notes = evenly(files, self.samples, "images")
+        pixels, note = images.load(chosen, self.model)
+        return Source(str(folder), "images", arrays={self.main_input("pixel_values"): pixels}, notes=(*notes, note))
+
+    def _npz(self, path: Path) -> Batch:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            objects = "Object arrays" in str(error) or "pickle" in str(error)
+            why = "it holds Python objects, and reading those can run code" if objects else str(error)
+            raise UserError(f"{path} cannot be read: {why}; expected numeric arrays written by numpy.savez") from None
+        known = self._input_names()
+        for name in arrays:
+            if known and name not in known and name != "labels":
+                raise UserError(f"{path} has an array {name!r}, no input of the model; expected {', '.join(known[:6])}")
+        return {name: _tensor(name, array) for name, array in arrays.items()}
+
+    def sequence_length(self) -> int:
+        """Tokens in a sequence: as asked, else 256 or the model's limit where that is lower.
+
+        Raises:
+            UserError: the model cannot take sequences as long as asked.
+        """
+        config = getattr(self.model, "config", None)
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        limits = [n for name in _LIMITS if isinstance(n := getattr(config, name, None), int) and n > 0]
+        if self.length is not None and self.length > min(limits, default=self.length):
+            raise UserError(f"got sequences of {self.length} tokens; the model takes at most {min(limits)}")
+        return self.length or min(LENGTH, getattr(self.tokenizer, "model_max_length", LENGTH), *limits)
+
+    def main_input(self, default: str = "input") -> str:
+        """What the model calls its first input."""
+        main = getattr(self.model, "main_input_name", None)
+        return main if isinstance(main, str) else next(iter(self._input_names()), default)
+
+    def _input_names(self) -> list[str]:
+        if self.model is None:
+            return []
+        parameters = inspect.signature(unwrap(self.model).forward).parameters.values()
+        return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def evenly(items: Sequence[Any], n: int, what: str) -> tuple[list[Any], tuple[str, ...]]:
+    """`n` of the items at even distances, in order, and a note where some are left out.
+
+    Example:
+        >>> evenly("abcdef", 3, "letters")
+        (['a', 'c', 'e'], ('read 3 of at least 6 letters, the budget of max_tokens',))
+    """
+    if len(items) <= n:
+        return list(items), ()
+    note = f"read {n:,} of at least {len(items):,} {what}, the budget of max_tokens"
+    return [items[k * len(items) // n] for k in range(n)], (note,)
+
+
+def _all(source: Any, test: Callable[[Any], bool]) -> bool:
+    return isinstance(source, Sequence) and len(source) > 0 and all(map(test, source))
+
+
+def _columns(source: Any) -> list[str]:
+    """The columns of a Hugging Face dataset, none for anything else."""
+    columns = getattr(source, "column_names", None)
+    if columns is None:
+        return []
+    if isinstance(columns, Mapping):
+        raise UserError(f"got a data set of several splits ({', '.join(columns)}); pass one of them")
+    if not {"text", "input_ids"} & set(columns):
+        raise UserError(f"the data set has columns {', '.join(columns)}; expected `text` or `input_ids`: rename a column")
+    return list(columns)
+
+
+def _batch(x: Any, main: str) -> Batch:
+    """One ready-made batch: a mapping of inputs, the main input alone, or `(input, labels)`."""
+    if isinstance(x, Mapping):
+        return {key: _tensor(key, value) for key, value in x.items()}
+    if isinstance(x, (tuple, list)) and 1 <= len(x) <= 2:
+        return {key: _tensor(key, value) for key, value in zip((main, "labels"), x, strict=False)}
+    return {main: _tensor(main, x)}
+
+
+def _tensor(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
+        raise UserError(f"input {name!r} holds {found}; expected a tensor of numbers, its first axis the samples")
+    if value.ndim == 0 or value.shape[0] == 0:
+        raise UserError(f"input {name!r} has shape {tuple(value.shape)}; expected at least one sample on its first axis")
+    return value if value.is_floating_point() or value.dtype is torch.bool else value.long()

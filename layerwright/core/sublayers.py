@@ -1,0 +1,174 @@
+"""Find the sublayers of a block numerically: the modules whose outputs, added to the stream, make up the block.
+
+Watch every module inside a block during one call. Starting from the block's input, look for a module whose output,
+added to the current state (times a constant, for models that scale their branches), gives a state that the block goes
+on with, until the block's output is reached. Where no such chain exists, try parts that all read the block's input.
+Nothing is found where the block is not a sum, as in post-normalised blocks: then only whole blocks are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwright.core.trace import Call, first_tensor, watch
+
+_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One part of a block: the module's path in the block, which of its calls, and what it is called in tables.
+
+    `scale` multiplies the module's output before it is added to the stream; `parallel` says that it reads the block's
+    input rather than the state that the part before it left.
+    """
+
+    path: str
+    call: int
+    role: str
+    scale: float
+    parallel: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Output:
+    """What a module inside the block returned, in the shape of the stream."""
+
+    path: str
+    call: int
+    order: int
+    value: Tensor
+
+
+def find_sublayers(block: nn.Module, run: Callable[[], Any], before: Tensor) -> tuple[Sublayer, ...]:
+    """The sublayers of one block, in the order in which they add to the stream; empty where the block is no sum.
+
+    Args:
+        block: the block.
+        run: calls the block once on `before` and returns what it returns.
+        before: the state that goes in.
+    """
+    calls: list[Call] = []
+    paths = {id(m): path for path, m in block.named_modules() if path}
+    with watch([m for m in block.modules() if m is not block], calls), torch.no_grad():
+        after = first_tensor(run())
+    if after is None:
+        return ()
+    outputs, count = [], dict.fromkeys(paths, 0)
+    for order, c in enumerate(calls):
+        key = id(c.module)
+        value = _like(c.output, before)
+        if value is not None:
+            outputs.append(_Output(paths[key], count[key], order, value))
+        count[key] += 1
+    outputs.sort(key=lambda o: (o.path.count("."), o.order))  # the outermost module that explains a step is the part
+    states = [s for c in calls for x in (*c.inputs, c.output) if (s := _like(x, before)) is not None]
+    chain = _chain(outputs, states, before, after)
+    found = chain or _parallel(outputs, before, after)
+    if len(found) < 2:  # a single branch is the block itself
+        return ()
+    return _named([paths[id(c.module)] for c in calls], found, parallel=not chain)
+
+
+def _like(x: Tensor | None, stream: Tensor) -> Tensor | None:
+    """The tensor in the stream's shape, where it has its size and width (some blocks fold tokens into the batch)."""
+    if x is None or not x.is_floating_point() or x.numel() != stream.numel() or x.shape[-1] != stream.shape[-1]:
+        return None
+    return x.reshape(stream.shape)
+
+
+def _scale(step: Tensor, output: Tensor, size: Tensor) -> float | None:
+    """The constant c > 0 with step = c · output, or None where there is none."""
+    x, y = output.double().flatten(), step.flatten()
+    squared = x @ x
+    if squared == 0 or not torch.isfinite(squared):
+        return None
+    c = float((x @ y) / squared)
+    # The step is a difference of states, so that its rounding error is that of the states, of norm `size`.
+    if not (y - c * x).norm() <= _TOLERANCE * y.norm() + 2 * torch.finfo(output.dtype).eps * size or c < 1e-3:
+        return None
+    return 1.0 if abs(c - 1) < 1e-2 else c
+
+
+def _chain(
+    outputs: list[_Output], states: list[Tensor], before: Tensor, after: Tensor
+) -> list[tuple[_Output, float]]:
+    """Parts that follow one another: each adds to the state that the one before it left."""
+    targets = _distinct([*states, after], besides=before)
+    current, chain = before, []
+    while not _equal(current, after):
+        step = _step(outputs, targets, current, chain[-1][0].order if chain else -1)
+        if step is None:
+            return []
+        output, scale, current = step
+        targets = [t for t in targets if t is not current]
+        chain.append((output, scale))
+    return chain
+
+
+def _step(
+    outputs: list[_Output], targets: list[Tensor], current: Tensor, last: int
+) -> tuple[_Output, float, Tensor] | None:
+    size = current.double().norm()
+    for target in targets:
+        difference = target.double() - current.double()
+        fits = [(o, c) for o in outputs if o.order > last and (c := _scale(difference, o.value, size)) is not None]
+        if fits:  # a norm layer can turn one part into a multiple of another: an unscaled fit comes first
+            output, scale = next((fit for fit in fits if fit[1] == 1.0), fits[0])
+            return output, scale, target
+    return None
+
+
+def _parallel(outputs: list[_Output], before: Tensor, after: Tensor) -> list[tuple[_Output, float]]:
+    """Two or three parts that all read the block's input and are added at once."""
+    whole, size = after.double() - before.double(), before.double().norm()
+    distinct = [o for k, o in enumerate(outputs) if not any(_equal(o.value, p.value) for p in outputs[:k])]
+    for n in (2, 3):
+        for group in combinations(distinct[:16], n):
+            total = torch.stack([o.value.double() for o in group]).sum(0)
+            if _scale(whole, total.to(before.dtype), size) == 1.0:
+                return [(o, 1.0) for o in sorted(group, key=lambda o: o.order)]
+    return []
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or torch.equal(a, b)
+
+
+def _distinct(states: list[Tensor], besides: Tensor) -> list[Tensor]:
+    fresh: list[Tensor] = []
+    for x in states:
+        if not any(_equal(x, y) for y in (besides, *fresh)):
+            fresh.append(x)
+    return fresh
+
+
+# Labels only: what a part is called in tables, from the names of the modules that ran for it.
+_WORDS = (("attention", ("att",)), ("mixer", ("mamba", "mixer", "ssm", "conv", "recurrent", "rwkv")))
+
+
+def _named(ran: list[str], found: list[tuple[_Output, float]], parallel: bool) -> tuple[Sublayer, ...]:
+    parts: list[Sublayer] = []
+    start = 0
+    for output, scale in found:
+        window = [] if parallel or "mlp" in output.path else ran[start : output.order + 1]
+        words = " ".join([output.path, *(path for path in window if "norm" not in path.rsplit(".", 1)[-1])]).lower()
+        role = next((role for role, signs in _WORDS if any(sign in words for sign in signs)), "mlp")
+        same = sum(p.role.split("_")[0] == role for p in parts)
+        parts.append(Sublayer(output.path, output.call, role if not same else f"{role}_{same + 1}", scale, parallel))
+        start = _end(ran, output)
+    return tuple(parts)
+
+
+def _end(ran: list[str], output: _Output) -> int:
+    """Where the calls inside a part end: the first later call that is not below it."""
+    k = output.order + 1
+    while k < len(ran) and ran[k].startswith(output.path + "."):
+        k += 1
+    return k

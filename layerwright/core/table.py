@@ -1,0 +1,82 @@
+"""Results: pandas frames in long form that carry unit, definition, paper and spread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from layerwright.core.reduce import Key, Reduced, quantiles
+
+REPLICATES_OF_DERIVED = 200
+
+
+def table(index: Iterable[str], keys: list[Key], columns: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> pd.DataFrame:
+    """A frame with the index columns of the keys, then the numbers; `meta` becomes its `attrs`."""
+    names = list(index)
+    frame = pd.DataFrame([list(key) for key in keys], columns=names)
+    for name, values in columns.items():
+        frame[name] = values
+    frame.attrs = dict(meta) | {"index": names}
+    return frame
+
+
+class Field:
+    """The numbers of one measure as dense arrays, for the measures that are computed from it.
+
+    Example:
+        >>> field = Field(("block",), [(0,), (2,)], np.array([0.5, 0.25]), np.array([1.0, 1.0]))
+        >>> field.array()
+        array([0.5 ,  nan, 0.25])
+    """
+
+    def __init__(self, index: tuple[str, ...], keys: list[Key], mean: np.ndarray, peak: np.ndarray) -> None:
+        """Rows named by keys, with their means and maxima over tokens."""
+        self.index, self.keys = index, keys
+        self._values = {"mean": mean, "max": peak}
+
+    def array(self, statistic: str = "mean", **fixed: Any) -> np.ndarray:
+        """An array over the index columns that are not fixed, NaN where there is no row.
+
+        Args:
+            statistic: `mean` or `max` over tokens.
+            fixed: values of index columns, such as `part="block"`.
+        """
+        free = [name for name in self.index if name not in fixed]
+        chosen = [r for r, key in enumerate(self.keys) if self._matches(key, fixed)]
+        places = np.array([[self.keys[r][self.index.index(name)] for name in free] for r in chosen], dtype=int)
+        if not chosen:
+            return np.full((0,) * len(free), np.nan)
+        out = np.full(tuple(places.max(0) + 1), np.nan)
+        out[tuple(places.T)] = self._values[statistic][chosen]
+        return out
+
+    def has(self, **fixed: Any) -> bool:
+        """Whether any row has these values."""
+        return any(self._matches(key, fixed) for key in self.keys)
+
+    def _matches(self, key: Key, fixed: Mapping[str, Any]) -> bool:
+        return all(key[self.index.index(name)] == value for name, value in fixed.items())
+
+
+def field(index: tuple[str, ...], reduced: Reduced) -> Field:
+    """The measured numbers."""
+    return Field(index, reduced.keys, reduced.mean(), reduced.peak())
+
+
+def replicate_fields(index: tuple[str, ...], reduced: Reduced, seed: int) -> list[Field]:
+    """The same numbers in bootstrap replicates; the same seed draws the same sequences for every measure."""
+    if reduced.total.shape[1] < 2:
+        return []
+    means, tops = reduced.resampled(seed, REPLICATES_OF_DERIVED)
+    return [Field(index, reduced.keys, means[:, k], tops[:, k]) for k in range(means.shape[1])]
+
+
+def derived_columns(value: np.ndarray, replicates: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Value and interval of numbers computed from other tables."""
+    columns = {"value": value}
+    if replicates:
+        columns["low"], columns["high"] = quantiles(np.stack(replicates, axis=-1))
+    return columns

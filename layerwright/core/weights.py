@@ -1,0 +1,52 @@
+"""The weights pass: every matrix of every distinct block, and a check that all numbers are finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from layerwright.core.desk import Desk
+from layerwright.core.stack import Stack
+
+
+def matrices(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and matrix of every weight of a block with two axes or more: convolutions as out x (in · kernel).
+
+    Experts stored in one tensor `[experts, rows, columns]` of a module that is no convolution come one by one.
+    """
+    for path, module in block.named_modules():
+        prefix = f"{path}." if path else ""
+        for name, p in module.named_parameters(recurse=False):
+            if p.ndim < 2 or not p.is_floating_point() or p.is_meta:
+                continue
+            label = prefix + (name if name != "weight" else "")
+            label = label.rstrip(".")
+            if p.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd):
+                for expert, matrix in enumerate(p.detach()):
+                    yield f"{label}[{expert}]", matrix
+            else:
+                yield label, p.detach().flatten(1)
+
+
+def weight_pass(stack: Stack, desk: Desk) -> Iterator[int]:
+    """Feed the weight measures, block by block; gives the number of the block just done."""
+    for b, block in enumerate(stack.blocks):
+        for name, matrix in matrices(block):
+            desk.give("weight", (b, name), {"weight": matrix})
+        yield b
+    desk.close("weight", None)
+
+
+def nonfinite_weights(stack: Stack) -> list[str]:
+    """One line for each parameter of a block that holds NaN or infinite numbers."""
+    lines = []
+    for b, block in enumerate(stack.blocks):
+        for name, p in block.named_parameters():
+            # A sum is finite unless something in it is not (or it overflows): one fast read finds the clean ones.
+            if p.is_floating_point() and not p.is_meta and not p.detach().float().sum().isfinite():
+                bad = int((~p.detach().isfinite()).sum())
+                if bad:
+                    where = ", ".join(str(k) for k, i in enumerate(stack.order) if i == b)
+                    lines.append(f"block {where}: {name} holds {bad} NaN or infinite of {p.numel()} numbers")
+    return lines

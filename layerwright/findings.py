@@ -1,0 +1,214 @@
+"""From tables to sentences: each rule has a threshold with a reason, and says nothing without its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from layerwright.core.plan import Plan
+from layerwright.core.survey import Finding, Survey
+
+Rule = Callable[[Survey], Iterator[Finding]]
+RULES: list[Rule] = []
+
+# Skipping a block that raises the loss by less than this costs under 5 % of perplexity (e^0.05 = 1.051).
+SMALL_LOSS = 0.05
+# ... and by more than this over 65 % of perplexity: no healing is cheap.
+LARGE_LOSS = 0.5
+# A random walk of equal steps grows by less than this per block from the seventh block on (d ln √l / dl = 1/2l).
+FAST_GROWTH = 0.1
+# Below it a block's Jacobian is closer to the identity than to a map of half its size.
+NEAR_IDENTITY = 0.25
+# A block that adds less than this share of the stream adds nothing that float16 could hold.
+DEAD = 5e-4
+# The lens is called ready when nine first choices of ten are the model's own, and the rest is a tenth of a nat.
+READY_AGREEMENT, READY_KL = 0.9, 0.1
+
+
+def rule(function: Rule) -> Rule:
+    """Register a rule: it reads a survey and gives findings."""
+    RULES.append(function)
+    return function
+
+
+def find(survey: Survey) -> list[Finding]:
+    """All findings, those that call for action first."""
+    tones = ("act", "watch", "protect", "good")
+    found = [f for r in RULES for f in r(survey)]
+    return sorted(found, key=lambda f: tones.index(f.tone))
+
+
+def _column(survey: Survey, name: str, index: str, column: str = "value", **fixed: str) -> pd.Series:
+    """One column of a table by its index, rows with other values of `fixed` left out; empty where not measured."""
+    if name not in survey.tables:
+        return pd.Series(dtype=float)
+    frame = survey.tables[name]
+    for key, value in fixed.items():
+        frame = frame[frame[key] == value]
+    return frame.set_index(index)[column].astype(float)
+
+
+def _list(blocks: list[int]) -> str:
+    """0, 3–5 and 7: runs are joined."""
+    runs: list[list[int]] = []
+    for b in blocks:
+        if runs and b == runs[-1][-1] + 1:
+            runs[-1].append(b)
+        else:
+            runs.append([b])
+    words = [str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs]
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+def _blocks(blocks: list[int]) -> str:
+    return ("block " if len(blocks) == 1 else "blocks ") + _list(blocks)
+
+
+@rule
+def nonfinite(survey: Survey) -> Iterator[Finding]:
+    """A block from which on the stream is NaN or infinite."""
+    if "stream_scale" in survey.tables:
+        frame = survey.tables["stream_scale"]
+        bad = frame[frame["nonfinite"] > 0]
+        if len(bad):
+            point = int(bad["point"].min())
+            block = max(point - 1, 0)
+            tokens = int(bad["nonfinite"].iloc[0])
+            where = "the input of the tower" if point == 0 else f"the output of block {block}"
+            yield Finding(
+                "nonfinite", f"The stream is NaN or infinite from {where} on", [block],
+                [f"{tokens} tokens are not finite at state {point}", *(n for n in survey.notes if "NaN" in n)][:4],
+                "Look at this block's weights, or compute in float32 or bfloat16 if this is an overflow of float16.",
+                "act",
+            )  # fmt: skip
+
+
+@rule
+def dead_blocks(survey: Survey) -> Iterator[Finding]:
+    """Blocks that add nothing to any token."""
+    size = _column(survey, "residual_contribution", "block", "max", part="block")
+    dead = [int(b) for b in size.index[size < DEAD]]
+    if dead:
+        yield Finding(
+            "dead_blocks", f"{_blocks(dead).capitalize()} {'does' if len(dead) == 1 else 'do'} nothing", dead,
+            [f"the largest update over all tokens is {size[b]:.1e} of the stream (block {b})" for b in dead[:4]],
+            "Leave them out: the output stays the same.", "act",
+            Plan(({"drop": dead},), str(survey.model.get("name", "")), "these blocks add nothing to the stream"),
+        )  # fmt: skip
+
+
+@rule
+def expendable(survey: Survey) -> Iterator[Finding]:
+    """Blocks whose skip hardly raises the loss."""
+    rise = _column(survey, "skip_output", "source", "value", quantity="loss_increase")
+    high = _column(survey, "skip_output", "source", "high", quantity="loss_increase").fillna(rise)
+    cheap = [int(b) for b in rise.index[(high < SMALL_LOSS) & np.isfinite(rise)]]
+    if not cheap or len(cheap) == len(rise):
+        return
+    order = sorted(cheap, key=lambda b: rise[b])
+    chosen = sorted(b for k, b in enumerate(order) if rise[order[: k + 1]].clip(lower=0).sum() <= 2 * SMALL_LOSS)
+    total = float(rise[chosen].sum())
+    yield Finding(
+        "expendable", f"{_blocks(cheap).capitalize()} hardly {'matters' if len(cheap) == 1 else 'matter'} for the loss",
+        cheap,
+        [*(f"skipping block {b} raises the loss by {rise[b]:+.3f} nat/token (at most {high[b]:.3f})" for b in order[:4]),
+         f"the median block costs {rise.median():.3f}, the dearest {rise.max():.2f} (block {int(rise.idxmax())})"],
+        f"Try the model without {_blocks(chosen)}: each was skipped alone, and together they cost {total:.2f} nat/token "
+        "if the costs add up, which the reshape must verify.",
+        "act",
+        Plan(({"drop": chosen},), str(survey.model.get("name", "")),
+             f"single skips raise the loss by {total:.3f} nat/token in sum"),
+    )  # fmt: skip
+
+
+@rule
+def keep(survey: Survey) -> Iterator[Finding]:
+    """First, last or other blocks that carry far more than the rest."""
+    rise = _column(survey, "skip_output", "source", "value", quantity="loss_increase")
+    low = _column(survey, "skip_output", "source", "low", quantity="loss_increase").fillna(rise)
+    vital = [int(b) for b in rise.index[(low > LARGE_LOSS) & (low > 5 * rise.median())]]
+    if vital and len(vital) < len(rise):
+        evidence = [f"skipping block {b} raises the loss by {rise[b]:.2f} nat/token (at least {low[b]:.2f})" for b in vital]
+        yield Finding(
+            "keep", f"{_blocks(vital).capitalize()} must not be touched", vital,
+            [*evidence[:4], f"the median block costs {rise.median():.3f}"],
+            "Keep them whole in any edit: no pruning, no sharing, no low rank.", "protect",
+        )  # fmt: skip
+
+
+@rule
+def growing_stream(survey: Survey) -> Iterator[Finding]:
+    """A stream that still grows exponentially in the upper half of the tower."""
+    scale = _column(survey, "stream_scale", "point")
+    if len(scale) < 6 or not (np.isfinite(scale).all() and (scale > 0).all()):
+        return
+    # The last block often rescales the stream for the head; the trend is that of the blocks before it.
+    upper = scale.iloc[len(scale) // 2 : -1]
+    rate = float(np.polyfit(upper.index.astype(float), np.log(upper), 1)[0])
+    if rate > FAST_GROWTH:
+        blocks = [int(b) for b in upper.index[:-1]]
+        yield Finding(
+            "growing_stream", "The stream keeps growing exponentially in the upper half of the tower", blocks,
+            [f"its scale grows by {np.expm1(rate):.0%} a block over blocks {_list(blocks)}",
+             f"from {scale.iloc[0]:.3g} at the bottom to {scale.iloc[-1]:.3g} at the top"],
+            "Updates of constant size matter ever less as the stream grows. When training anew, scale the norm outputs "
+            "or the residual branches by 1/√depth.",
+            "watch",
+        )  # fmt: skip
+
+
+@rule
+def near_identities(survey: Survey) -> Iterator[Finding]:
+    """Blocks in the upper half whose Jacobian is close to the identity."""
+    distance = _column(survey, "jacobian_identity", "block")
+    upper = distance.iloc[len(distance) // 2 :]
+    near = [int(b) for b in upper.index[upper < NEAR_IDENTITY]]
+    if len(near) >= max(2, len(upper) // 3):
+        yield Finding(
+            "near_identities", f"{_blocks(near).capitalize()} are close to the identity", near,
+            [f"‖J − I‖ is {distance[near].mean():.2f} of the identity's size there, {distance.iloc[: len(distance) // 2].mean():.2f} "
+             "in the lower half"],
+            "Such blocks refine rather than compute; look at their skips before deciding that they are spare.", "watch",
+        )  # fmt: skip
+
+
+@rule
+def lower_half(survey: Survey) -> Iterator[Finding]:
+    """Whether the upper half of the tower matters less for what comes later."""
+    if "skip_effect" not in survey.tables:
+        return
+    frame = survey.tables["skip_effect"]
+    kind = "future" if (frame["quantity"] == "future").any() else "later"
+    frame = frame[frame["quantity"] == kind]
+    effect = frame.groupby("source")["value"].mean()
+    depth = int(survey.model["depth"])
+    low, high = effect[effect.index < depth // 2].mean(), effect[effect.index >= depth // 2].mean()
+    if np.isfinite(low) and np.isfinite(high) and high < low / 2:
+        blocks = [b for b in range(depth // 2, depth)]
+        words = "later tokens" if kind == "future" else "later blocks"
+        yield Finding(
+            "lower_half", f"The upper half of the tower matters less for {words}", blocks,
+            [f"skipping a block of the lower half changes later updates by {low:.0%} of their size (mean), "
+             f"one of the upper half by {high:.0%}"],
+            "The upper half refines the current prediction; this is common, and no fault by itself.", "watch",
+        )  # fmt: skip
+
+
+@rule
+def answer_ready(survey: Survey) -> Iterator[Finding]:
+    """A lens that already gives the model's answer some blocks before the top."""
+    agreement = _column(survey, "logit_lens", "point", "low", quantity="top1_agreement")
+    kl = _column(survey, "logit_lens", "point", "high", quantity="kl")
+    ready = [int(p) for p in agreement.index if agreement[p] > READY_AGREEMENT and kl.get(p, np.inf) < READY_KL]
+    depth = int(survey.model["depth"])
+    if ready and ready[0] <= depth - 2:
+        point = ready[0]
+        yield Finding(
+            "answer_ready", f"The answer is ready by block {point - 1}", list(range(point, depth)),
+            [f"decoded after block {point - 1}, the state agrees with the final first choice on at least "
+             f"{agreement[point]:.0%} of tokens, at a KL of at most {kl[point]:.3f} nat"],
+            "An early exit here would be nearly free.", "act",
+            Plan(({"drop": list(range(point, depth))},), str(survey.model.get("name", "")), "the lens is ready"),
+        )  # fmt: skip

@@ -1,0 +1,137 @@
+"""The verbs: thin functions that join the rooms. This is the whole public surface; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layerwright.core.survey import Survey
+
+
+def survey(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    tier: str = "standard",
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    blocks: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    tokenizer: Any = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    max_tokens: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> Survey:
+    """Measure how a model uses its depth.
+
+    Args:
+        model: a live module, a local folder, a hub name, or `demo`.
+        data: text file or folder, `.jsonl`, `.npz`, folder of images, tensors, a DataLoader, a Hugging Face dataset, or
+            None for the text that comes with the demo model.
+        tier: `quick` (one forward pass), `standard` (skips, gradients, weights) or `deep`.
+        only: measures to compute, instead of the tier's.
+        skip: measures to leave out.
+        blocks: path of the tower of blocks, where the model has several.
+        options: keyword options by measure.
+        tokenizer: for text data with a live module.
+        device: where to compute.
+        dtype: what to compute in; the model's own by default.
+        max_tokens: how much of the data to use.
+        length: tokens in a sequence.
+        seed: seeds everything random.
+        trust_remote_code: run code that comes with the model.
+        progress: show progress bars.
+
+    Returns:
+        the tables, findings, self-tests and notes.
+
+    Raises:
+        UserError: something given cannot be used; the message says what to do.
+    """
+    from layerwright import __version__, measures
+    from layerwright.core.data import load_data
+    from layerwright.core.load import load_model
+    from layerwright.core.record import record
+    from layerwright.core.registry import choose
+    from layerwright.core.stack import Stack
+    from layerwright.core.survey import Survey
+    from layerwright.findings import find
+
+    del measures  # importing the package registers every measure
+    start = time.perf_counter()
+    chosen = choose(tier, only, skip)
+    options = _checked(options or {}, chosen)
+    with _bars(progress) as bars:
+        bars("loading", 0, 1)
+        net, own_tokenizer, info = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        given = load_data(
+            data, net, tokenizer or own_tokenizer, length=length, max_tokens=max_tokens
+        )
+        bars("loading", 1, 1)
+        stack = Stack.find(net, given.batches[0], blocks)
+        recording = record(
+            stack, given.batches, chosen, options=options, sequences=given.sequences, prefix=given.prefix, seed=seed,
+            progress=bars,
+        )  # fmt: skip
+    settings = {
+        "tier": tier,
+        "measures": [m.name for m in chosen],
+        "options": {name: dict(o) for name, o in options.items()},
+        "seed": seed,
+        "layerwright": __version__,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    about_data = given.to_dict() | {"sequences": recording.sequences, "tokens": recording.tokens}
+    notes = [*given.notes, *recording.notes]
+    result = Survey(_about(stack, info), about_data, settings, recording.tables, [], recording.checks, notes)
+    result.findings = find(result)
+    return result
+
+
+def _about(stack: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of the model."""
+    parameter = next(stack.model.parameters())
+    good = [t for t in stack.towers if t.surveyable]
+    return dict(info) | {
+        "class": type(stack.model).__name__,
+        "blocks": stack.tower.path,
+        "block_class": stack.tower.block_class,
+        "depth": stack.depth,
+        "unique_depth": len(stack.blocks),
+        "width": stack.width,
+        "parameters": sum(p.numel() for p in stack.model.parameters()),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": str(parameter.device),
+        "order": list(stack.order),
+        "causal": stack.causal,
+        "parts": [{"name": s.role, "path": s.path, "parallel": s.parallel} for s in stack.parts[0]],
+        "towers": [{"path": t.path, "depth": t.depth, "block_class": t.block_class} for t in good],
+    }
+
+
+def _checked(options: Mapping[str, Mapping[str, Any]], chosen: list[Any]) -> Mapping[str, Mapping[str, Any]]:
+    from layerwright.core.errors import UserError
+    from layerwright.core.registry import find, nearest
+
+    for name, given in options.items():
+        known = find(name).options
+        for option in given:
+            if option not in known:
+                hint = f"did you mean {nearest(option, known)!r}?" if known else "it has none"
+                raise UserError(f"measure {name!r} has no option {option!r}; {hint}")
+    return {m.name: options[m.name] for m in chosen if m.name in options}
+
+
+def _bars(show: bool) -> Any:
+    from layerwright.core.progress import bars
+
+    return bars(show)
