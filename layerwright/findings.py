@@ -91,11 +91,11 @@ def dead_blocks(survey: Survey) -> Iterator[Finding]:
     size = _column(survey, "residual_contribution", "block", "max", part="block")
     dead = [int(b) for b in size.index[size < DEAD]]
     if dead:
+        plan = Plan(({"drop": dead},), str(survey.model.get("name", "")), "these blocks add nothing to the stream")
         yield Finding(
             "dead_blocks", f"{_blocks(dead).capitalize()} {'does' if len(dead) == 1 else 'do'} nothing", dead,
             [f"the largest update over all tokens is {size[b]:.1e} of the stream (block {b})" for b in dead[:4]],
-            "Leave them out: the output stays the same.", "act",
-            Plan(({"drop": dead},), str(survey.model.get("name", "")), "these blocks add nothing to the stream"),
+            "Leave them out: the output stays the same.", "act", plan if len(dead) < len(size) else None,
         )  # fmt: skip
 
 
@@ -205,10 +205,11 @@ def answer_ready(survey: Survey) -> Iterator[Finding]:
     depth = int(survey.model["depth"])
     if ready and ready[0] <= depth - 2:
         point = ready[0]
+        after = f"by block {point - 1}" if point else "before the first block"
+        plan = Plan(({"drop": list(range(point, depth))},), str(survey.model.get("name", "")), "the lens is ready")
         yield Finding(
-            "answer_ready", f"The answer is ready by block {point - 1}", list(range(point, depth)),
-            [f"decoded after block {point - 1}, the state agrees with the final first choice on at least "
+            "answer_ready", f"The answer is ready {after}", list(range(point, depth)),
+            [f"decoded {after.replace('by', 'after')}, the state agrees with the final first choice on at least "
              f"{agreement[point]:.0%} of tokens, at a KL of at most {kl[point]:.3f} nat"],
-            "An early exit here would be nearly free.", "act",
-            Plan(({"drop": list(range(point, depth))},), str(survey.model.get("name", "")), "the lens is ready"),
+            "An early exit here would be nearly free.", "act", plan if point else None,
         )  # fmt: skip

@@ -72,12 +72,10 @@ class BackwardPass:
         return (weight[:, None] * moved)[..., None]
 
     def _jacobian(self, k: int, state: Tensor, after: Tensor) -> None:
-        shape = self.stack.layout.tokens(state).shape
-        probe = torch.stack([self._probe(k, b, shape[1:]) for b in range(shape[0])]).to(state.device)
-        probe = probe * self.batch.real[..., None]
+        probe = torch.zeros(self.stack.layout.tokens(state).shape, device=state.device)
+        for b, real in enumerate(self.batch.real):  # drawn for the real tokens only, so that padding changes nothing
+            generator = generator_for(self.seed, self.batch.first + b, k)
+            probe[b, real] = torch.randn(int(real.sum()), probe.shape[-1], generator=generator).to(probe.device)
         (back,) = torch.autograd.grad(after, state, self.stack.layout.native(probe, after))
         pullback = self.stack.layout.tokens(back) * self.batch.real[..., None]
         self.desk.give("jacobian", (k,), {"probe": probe, "pullback": pullback})
-
-    def _probe(self, k: int, b: int, shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=generator_for(self.seed, self.batch.first + b, k))

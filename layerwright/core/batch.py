@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwright.core.inputs import Inputs, batch_size, rows
+from layerwright.core.inputs import Inputs, batch_size, real_tokens, rows
 from layerwright.core.stack import Stack
 
 
@@ -20,9 +20,13 @@ class Batch:
     another batch split draws the same.
     """
 
-    def __init__(self, inputs: Inputs, first: int, prefix: int, sample: int, seed: int) -> None:
-        """Inputs of the model; `first` is the number of the first sequence in the whole data."""
-        self.inputs, self.first, self.prefix = inputs, first, prefix
+    def __init__(self, inputs: Inputs, first: int, prefix: int, sample: int, seed: int, side: str = "") -> None:
+        """Inputs of the model; `first` is the number of the first sequence in the whole data.
+
+        `side` is put before the names of the token ids and their mask: `decoder_` for the tower of a decoder that has
+        its own.
+        """
+        self.inputs, self.first, self.prefix, self.side = inputs, first, prefix, side
         self.size = batch_size(inputs)
         self._sample, self._seed = sample, seed
         self.native: Tensor
@@ -35,20 +39,12 @@ class Batch:
     def settle(self, tokens: Tensor, native: Tensor) -> None:
         """Learn the shape of the stream, `[B, T, d]`, and place everything in it."""
         self.native = native
-        self.real = self._real(tokens.shape[:2], tokens.device)
+        self.real = real_tokens(self.inputs, tokens, self.side + "attention_mask")
         place = torch.cumsum(self.real, 1)
         self.mask = self.real & (place > self.prefix)
         positions = torch.arange(self.real.shape[1], device=tokens.device)
         self.last = torch.where(self.real, positions, 0).amax(1)
         self._draw()
-
-    def _real(self, shape: torch.Size, device: torch.device) -> Tensor:
-        mask = self.inputs.get("attention_mask") if isinstance(self.inputs, Mapping) else None
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] > shape[1] or len(mask) != shape[0]:
-            return torch.ones(shape, dtype=torch.bool, device=device)
-        # A stream longer than the tokens has virtual tokens (soft prompts) in front of them: not the user's text.
-        virtual = torch.zeros(len(mask), shape[1] - mask.shape[1], dtype=torch.bool, device=device)
-        return torch.cat([virtual, mask.to(device).bool()], dim=1)
 
     def _draw(self) -> None:
         n = max(1, min(self._sample, int(self.mask.sum(1).max())))
@@ -75,15 +71,16 @@ class Batch:
             return None
         following = torch.full_like(ids, -100)
         following[:, :-1] = ids[:, 1:].masked_fill(~self.real[:, 1:], -100)
-        return following
+        return following.masked_fill(~self.mask, -100)
 
     def _ids(self) -> Tensor | None:
-        x: Any = self.inputs.get("input_ids") if isinstance(self.inputs, Mapping) else self.inputs
+        x: Any = self.inputs.get(self.side + "input_ids") if isinstance(self.inputs, Mapping) else self.inputs
         return x if isinstance(x, Tensor) and x.ndim == 2 and not x.is_floating_point() else None
 
     def part(self, start: int, stop: int) -> Batch:
         """Some sequences of the batch."""
-        return Batch(rows(self.inputs, slice(start, stop)), self.first + start, self.prefix, self._sample, self._seed)
+        inputs = rows(self.inputs, slice(start, stop))
+        return Batch(inputs, self.first + start, self.prefix, self._sample, self._seed, self.side)
 
 
 def generator_for(seed: int, sequence: int, block: int = 0) -> torch.Generator:

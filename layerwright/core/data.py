@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -154,7 +153,7 @@ def _pad(rows: list[list[int]], batch_size: int | None, pad: int) -> list[Batch]
 def _split(arrays: Batch, budget: int, batch_size: int | None) -> tuple[list[Batch], tuple[str, ...]]:
     sizes = {name: len(x) for name, x in arrays.items()}
     if len(set(sizes.values())) != 1:
-        raise UserError(f"arrays differ in their number of samples: {sizes or 'no array'}; expected one on the first axis")
+        raise UserError(f"arrays differ in their number of samples: {sizes or 'no array'}; expected one number")
     tokens = _row_tokens(arrays)
     chosen, notes = evenly(range(_rows(arrays)), max(1, budget // tokens), "samples")
     size = batch_size or max(1, BATCH_TOKENS // tokens)

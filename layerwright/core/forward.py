@@ -12,6 +12,7 @@ from layerwright.core.desk import Desk
 from layerwright.core.inputs import call
 from layerwright.core.replay import in_float, structure, watch_blocks
 from layerwright.core.stack import Stack
+from layerwright.maths.similarity import relative_error
 
 
 class ForwardPass:
@@ -100,18 +101,18 @@ class ForwardPass:
             self._add(update)
 
     def _add(self, update: Tensor) -> None:
-        self._added = update.double() if self._added is None else self._added + update
+        """Sum of all parts in float64, for one sequence: enough to tell a wrong part from rounding."""
+        one = update[:1].double()
+        self._added = one if self._added is None else self._added + one
 
     def _finish_sum(self) -> None:
         if self._added is not None:
-            error = (self._bottom + self._added - self._current).abs()
-            scale = self._current.abs().amax().clamp_min(1e-12)
-            self.residual_error = float(error.nan_to_num(0.0).amax() / scale)
+            self.residual_error = relative_error(self._bottom[:1] + self._added, self._current[:1])
 
     def _point(self, k: int, state: Tensor) -> None:
         self.desk.give("point", (k,), {"state": state})
         n = torch.arange(len(state), device=state.device)
         if self.desk.wants("tower"):
             self.last.append(state[n, self.batch.last])
-        if self.desk.wants("lens") and self.stack.head == "token":
+        if self.desk.wants("lens") and self.stack.tokenwise:
             self.sampled.append(state[n[:, None], self.batch.sampled])

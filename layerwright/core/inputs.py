@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
@@ -41,6 +42,16 @@ def batch_size(inputs: Inputs) -> int:
     return tensor.shape[0]
 
 
+def on_device(inputs: Inputs, model: nn.Module) -> Inputs:
+    """The batch where the model's first weights are."""
+    device = next((p.device for p in model.parameters()), None)
+    if device is None or isinstance(inputs, Tensor):
+        return inputs if device is None else inputs.to(device)
+    if isinstance(inputs, tuple):
+        return tuple(x.to(device) if isinstance(x, Tensor) else x for x in inputs)
+    return {key: x.to(device) if isinstance(x, Tensor) else x for key, x in inputs.items()}
+
+
 def rows(inputs: Inputs, part: slice | Tensor) -> Inputs:
     """Some sequences of a batch: every tensor whose first axis is the batch is cut."""
     n = batch_size(inputs)
@@ -55,16 +66,30 @@ def rows(inputs: Inputs, part: slice | Tensor) -> Inputs:
     return {key: cut(x) for key, x in inputs.items()}
 
 
-def short(inputs: Inputs, tokens: int) -> Inputs:
-    """The first tokens of every sequence, for tensors of token ids and their masks; other inputs stay whole."""
+def short(inputs: Inputs, tokens: int, last: bool = False) -> Inputs:
+    """The first (or last) tokens of every sequence, for token ids and their masks; other inputs stay whole."""
+    kept = slice(-tokens, None) if last else slice(0, tokens)
     if isinstance(inputs, Tensor):
-        return inputs[:, :tokens] if inputs.ndim == 2 and not inputs.is_floating_point() else inputs
+        return inputs[:, kept] if inputs.ndim == 2 and not inputs.is_floating_point() else inputs
     if isinstance(inputs, tuple):
         return inputs
     names = {k for k, x in inputs.items() if isinstance(x, Tensor) and x.ndim == 2 and not x.is_floating_point()}
-    return {key: x[:, :tokens] if key in names else x for key, x in inputs.items()}
+    return {key: x[:, kept] if key in names else x for key, x in inputs.items()}
 
 
 def small(inputs: Inputs) -> Inputs:
-    """Two sequences of at most 32 tokens: enough to trace with."""
-    return short(rows(inputs, slice(0, 2)), 32)
+    """Two sequences of at most 12 tokens, enough to trace with; the last ones where padding stands in front."""
+    piece = rows(inputs, slice(0, 2))
+    mask = piece.get("attention_mask") if isinstance(piece, Mapping) else None
+    return short(piece, 12, last=isinstance(mask, Tensor) and mask.ndim == 2 and not mask[:, 0].all())
+
+
+def real_tokens(inputs: Inputs, stream: Tensor, mask_name: str = "attention_mask") -> Tensor:
+    """Which tokens of a stream `[B, T, d]` are the user's, `[B, T]`: all but padding and virtual tokens."""
+    mask = inputs.get(mask_name) if isinstance(inputs, Mapping) else None
+    batch, tokens = stream.shape[:2]
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] > tokens or len(mask) != batch:
+        return torch.ones(batch, tokens, dtype=torch.bool, device=stream.device)
+    # A stream longer than the tokens has virtual tokens (soft prompts) in front of them.
+    virtual = torch.zeros(batch, tokens - mask.shape[1], dtype=torch.bool, device=stream.device)
+    return torch.cat([virtual, mask.to(stream.device).bool()], dim=1)

@@ -13,6 +13,7 @@ from layerwright.core.inputs import rows, short
 from layerwright.core.reduce import Key
 from layerwright.core.replay import Replay, in_float, read_logits, tail
 from layerwright.core.stack import Stack
+from layerwright.maths.similarity import relative_error
 
 # Logits decoded at once: 16 MB in float32.
 _AT_ONCE = 2**22
@@ -22,7 +23,7 @@ _ROW = 16
 def lens_of_tokens(
     stack: Stack, desk: Desk, batch: Batch, sampled: list[Tensor], structures: list[Any], output: Any
 ) -> float:
-    """Feed the lens measures for models with logits at every token; gives the relative error of lens(h_L) = logits.
+    """Feed the lens measures where every token's state can be decoded alone; gives the error of lens(h_L) = logits.
 
     Args:
         stack: the model and its tower.
@@ -40,34 +41,34 @@ def lens_of_tokens(
     decode = _Decoder(stack, batch, structures)
     step = decode.row * max(1, _AT_ONCE // (final.shape[-1] * decode.row))
     pieces: dict[tuple[int, str, Key], list[Numbers]] = {}
-    worst = 0.0
     for piece in (slice(a, a + step) for a in range(0, len(final), step)):
         for k, state in enumerate(states):
-            given = {"lens_logits": decode(state[piece]), "final_logits": final[piece]}
-            for (name, more), numbers in desk.evaluate("lens", given).items():
+            # The last state decodes to the model's own logits, which is tested below on a few tokens.
+            lens = decode(state[piece]) if k < stack.depth else final[piece]
+            for (name, more), numbers in desk.evaluate("lens", {"lens_logits": lens, "final_logits": final[piece]}).items():
                 pieces.setdefault((k, name, more), []).append(numbers)
-        worst = max(worst, relative_error(given["lens_logits"], given["final_logits"]))
     for (k, name, more), numbers in pieces.items():
         desk.add(name, (k, *more), Numbers(*(None if x is None else x.view(batch.sampled.shape) for x in join(numbers))))
     desk.close("lens", batch.sampled_mask)
-    return worst
+    few = slice(0, decode.row)
+    return relative_error(decode(states[-1][few]), final[few])
 
 
-def lens_of_sequences(desk: Desk, replay: Replay) -> None:
-    """Feed the lens measures for models with one answer a sequence."""
-    final = read_logits(replay.output, replay.states[-1])
-    assert final is not None
-    for k, state in enumerate(replay.states):
-        logits = read_logits(replay.tail(state), state)
+def lens_of_sequences(desk: Desk, batch: Batch, replay: Replay) -> float:
+    """The same where whole sequences are needed: the model has one answer a sequence, or mixes tokens on the way."""
+    n = torch.arange(batch.size, device=batch.sampled.device)[:, None]
+
+    def answers(output: Any, state: Tensor) -> Tensor:
+        logits = read_logits(output, state)
         assert logits is not None
-        desk.give("lens", (k,), {"lens_logits": in_float(logits), "final_logits": in_float(final)})
-    desk.close("lens", None)
+        return in_float(logits if logits.ndim == 2 else logits[n, batch.sampled])
 
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """Largest difference over the largest size; NaN in both counts as equal."""
-    difference = (a - b).abs().nan_to_num(0.0).amax()
-    return float(difference / b.abs().nan_to_num(0.0).amax().clamp_min(1e-12))
+    final = lens = answers(replay.output, replay.states[-1])
+    for k, state in enumerate(replay.states):
+        lens = answers(replay.tail(state), state)
+        desk.give("lens", (k,), {"lens_logits": lens, "final_logits": final})
+    desk.close("lens", None if final.ndim == 2 else batch.sampled_mask)
+    return relative_error(lens, final)
 
 
 class _Decoder:

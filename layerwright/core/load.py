@@ -27,7 +27,7 @@ DEMO = Path(__file__).parents[1] / "demo" / "model"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
@@ -60,7 +60,7 @@ def load_model(
     """
     if isinstance(source, nn.Module):
         if dtype is not None:
-            raise UserError("got a dtype beside a live model, which is measured as it is; convert it with model.to(dtype)")
+            raise UserError("got a dtype for a live model, which is measured as it is; convert it with model.to(dtype)")
         return source, _tokenizer_of(source), _info(source, type(source).__name__, "live", None)
     chosen = _dtype(dtype)
     folder, origin = _locate(str(source), trust_remote_code)
@@ -75,7 +75,8 @@ def load_model(
         model.to(device)
     except _LOAD_ERRORS as error:
         raise UserError(f"device {device!r} cannot be used: {_first_line(error)}") from None
-    return model.eval(), tokenizer, _info(model, str(source) if origin != "folder" else folder.name, origin, folder, notes)
+    name = folder.resolve().name if origin == "folder" else str(source)
+    return model.eval(), tokenizer, _info(model, name, origin, folder, notes)
 
 
 def _info(model: nn.Module, name: str, origin: str, folder: Path | None, notes: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -180,7 +181,8 @@ def _model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) 
     native = getattr(transformers, str(names[0]), None)
     if isinstance(native, type) and issubclass(native, transformers.PreTrainedModel):
         return native, ()
-    remote = {k: v for k, v in config.get("auto_map", {}).items() if k.startswith("AutoModel") and hasattr(transformers, k)}
+    named = config.get("auto_map", {}).items()
+    remote = {auto: code for auto, code in named if auto.startswith("AutoModel") and hasattr(transformers, auto)}
     if not remote:
         return transformers.AutoModel, (f"architecture {names[0]} is unknown: loaded as AutoModel, without its head",)
     auto, code = max(remote.items(), key=lambda item: item[1].endswith(f".{names[0]}"))
@@ -225,7 +227,7 @@ def _check_keys(folder: Path, model: nn.Module, loaded: dict[str, Any]) -> tuple
 
 
 def _is_in(key: str, containers: list[str]) -> bool:
-    """Whether a weight belongs to a numbered member of a container that the model has: then its depth is not the model's."""
+    """Whether a weight is of a numbered member of a container that the model has: then their depths differ."""
     place = "." + re.split(r"\.\d+\.", key)[0]
     return f".{key}" != place and any(place.endswith(c) or c.endswith(place) for c in containers)
 
@@ -238,7 +240,7 @@ def _few(keys: set[str]) -> str:
 
 
 def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
         return None
     try:
         auto = transformers.AutoTokenizer

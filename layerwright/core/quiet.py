@@ -25,7 +25,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate the model eagerly and without weight gradients, then put everything back.
 
     Evaluation mode, no gradient into any parameter, no compiled calls and no fused encoder fast path (both bypass the
-    modules that hooks sit on). Random state of every device is restored.
+    modules that hooks sit on). Random state of every device is restored. A caller's inference mode is left: tensors
+    made in it carry neither gradients nor the version counters that tell whether a block writes into its input.
     """
     modes = {m: m.training for m in model.modules()}
     compiled = {m: m._compiled_call_impl for m in modes if getattr(m, "_compiled_call_impl", None) is not None}
@@ -34,6 +35,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.inference_mode(False))
         try:
             for m in modes:
                 m.training = False

@@ -14,8 +14,8 @@ from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.forward import ForwardPass
-from layerwright.core.inputs import Inputs
-from layerwright.core.lens import lens_of_sequences, lens_of_tokens, relative_error
+from layerwright.core.inputs import Inputs, on_device
+from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.quiet import undisturbed
 from layerwright.core.reduce import Reduced
 from layerwright.core.registry import Measure
@@ -25,6 +25,7 @@ from layerwright.core.stack import Stack
 from layerwright.core.table import derived_columns, replicate_fields, table
 from layerwright.core.table import field as measured_field
 from layerwright.core.weights import nonfinite_weights, weight_pass
+from layerwright.maths.similarity import relative_error
 
 # States held at once by the walks up and down the tower.
 _STATE_BYTES = 2**30
@@ -112,11 +113,13 @@ class _Recorder:
         return self.out
 
     def _batch(self, inputs: Inputs) -> None:
-        batch = Batch(inputs, self.out.sequences, self.prefix, self.sample, self.seed)
+        own = isinstance(inputs, Mapping) and "decoder_input_ids" in inputs and self.stack.causal
+        side = "decoder_" if own else ""
+        batch = Batch(on_device(inputs, self.stack.model), self.out.sequences, self.prefix, self.sample, self.seed, side)
         # Weights-only surveys need no forward pass, but the tables must still count the tokens of any data given.
         forward = ForwardPass(self.stack, self.desk, batch)
         forward.run(check_sum=self.out.sequences == 0)
-        if self.desk.wants("lens") and self.stack.head == "token":
+        if self.desk.wants("lens") and self.stack.tokenwise:
             args = (forward.sampled, forward.structures, forward.output)
             self._note_error("lens", lens_of_tokens(self.stack, self.desk, batch, *args))
         self._note_error("sum", forward.residual_error)
@@ -128,7 +131,7 @@ class _Recorder:
 
     def _deep(self, batch: Batch) -> None:
         """The passes that call blocks again, on as many sequences at once as their states fit in memory."""
-        lens = self.desk.wants("lens") and self.stack.head == "sequence"
+        lens = self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise
         skips = self.desk.wants("skip", "skip_output")
         back = self.desk.wants("gradient", "jacobian")
         if not (lens or skips or back):
@@ -142,7 +145,7 @@ class _Recorder:
             if part.first == 0:
                 self._note_error("replay", self._replay_error(replay))
             if lens:
-                lens_of_sequences(self.desk, replay)
+                self._note_error("lens", lens_of_sequences(self.desk, part, replay))
             if skips:
                 SkipPass(self.stack, self.desk, part, replay, self.seed).run(self._step("skips", part.first))
             if back:
@@ -170,7 +173,8 @@ class _Recorder:
 
     def _checks(self) -> None:
         dtype = next((p.dtype for p in self.stack.model.parameters() if p.is_floating_point()), torch.float32)
-        tolerance = max(64 * torch.finfo(dtype).eps, 1e-5)
+        # Rounding adds up over the blocks; a wrong part is off by the size of an update, far more than this.
+        tolerance = max(8 * torch.finfo(dtype).eps, 1e-5)
         names = {
             "sum": ("h₀ + Σ updates = h_L", "the parts measured add up to the stream"),
             "lens": ("lens(h_L) = logits", "decoding the last state gives the model's own output"),
@@ -206,16 +210,17 @@ class _Recorder:
             return
         options = self.options.get(m.name, {})
         indices = {need: next(x.index for x in self.measures if x.name == need) for need in m.needs}
-        value = m.function(*(measured_field(indices[n], reduced[n]) for n in m.needs), **options)
-        fields = [replicate_fields(indices[n], reduced[n], self.seed) for n in m.needs]
-        again = [m.function(*given, **options) for given in zip(*fields, strict=False)]
+        fields = [measured_field(indices[n], reduced[n]) for n in m.needs]
+        value = m.function(*fields, **options)
+        replicates = [replicate_fields(f, reduced[n], self.seed) for f, n in zip(fields, m.needs, strict=True)]
+        again = [m.function(*given, **options) for given in zip(*replicates, strict=False)]
         keys = [(name,) for name in value]
         columns = derived_columns(np.array([*value.values()], dtype=float), [np.array([*a.values()]) for a in again])
         self.out.tables[m.name] = table(m.index, keys, columns, m.meta())
 
     def _reason(self, m: Measure) -> str:
         if m.scope in ("lens", "skip_output") and self.stack.head is None:
-            return "the model gives no logits"
+            return "the model gives no logits for the tokens of these blocks"
         if m.scope == "gradient":
             return "the data holds no labels for this model's output"
         if m.scope == "weight":

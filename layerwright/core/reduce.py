@@ -97,28 +97,34 @@ class Reduced:
 
     def resampled(self, seed: int, replicates: int) -> tuple[np.ndarray, np.ndarray]:
         """Means and maxima `[row, replicate]` of bootstrap replicates: sequences drawn with replacement."""
+        weights = self._draw(seed, replicates)
+        peaks = np.stack([self.top[:, w > 0].max(1) for w in weights.T], axis=1)
+        return _ratio(self.total @ weights, self.count @ weights), _finite(peaks)
+
+    def interval(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """The 95 % bootstrap interval of each mean; NaN with a single sequence."""
+        if self.total.shape[1] < 2:
+            return (np.full(len(self.keys), np.nan),) * 2
+        weights = self._draw(seed, REPLICATES)
+        return quantiles(_ratio(self.total @ weights, self.count @ weights))
+
+    def _draw(self, seed: int, replicates: int) -> np.ndarray:
+        """How often each sequence is drawn, `[sequence, replicate]`."""
         n = self.total.shape[1]
-        draws = np.random.default_rng(seed).integers(0, n, (replicates, n))
-        weights = np.stack([np.bincount(d, minlength=n) for d in draws], axis=1).astype(float)
-        means = _ratio(self.total @ weights, self.count @ weights)
-        tops = np.stack([self.top[:, np.unique(d)].max(1) for d in draws], axis=1)
-        return means, _finite(tops)
+        return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), replicates).T.astype(float)
 
     def columns(self, seed: int) -> Mapping[str, np.ndarray]:
         """The statistics columns of a table."""
         n = self.count.sum(1)
         mean = self.mean()
         variance = _ratio(self.squares.sum(1), n) - mean**2
-        low = high = np.full(len(self.keys), np.nan)
-        if self.total.shape[1] > 1:
-            means, _ = self.resampled(seed, REPLICATES)
-            low, high = quantiles(means)
+        low, high = self.interval(seed)
         return {
             "value": mean,
             "low": low,
             "high": high,
             "std": np.sqrt(np.maximum(variance, 0.0)),
-            "p95": _p95(self.sample, n),
+            "p95": _p95(self.sample),
             "max": self.peak(),
             "tokens": n.astype(int),
             "nonfinite": self.nonfinite.sum(1).astype(int),
@@ -127,17 +133,22 @@ class Reduced:
 
 def quantiles(replicates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % percentile interval over the last axis; NaN where no replicate is defined."""
-    empty = np.isnan(replicates).all(-1)
-    filled = np.where(empty[..., None], 0.0, replicates)
-    low, high = np.nanquantile(filled, [0.025, 0.975], axis=-1)
+    undefined = np.isnan(replicates)
+    if not undefined.any():  # nanquantile works row by row in Python
+        low, high = np.quantile(replicates, [0.025, 0.975], axis=-1)
+        return low, high
+    empty = undefined.all(-1)
+    low, high = np.nanquantile(np.where(empty[..., None], 0.0, replicates), [0.025, 0.975], axis=-1)
     return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
-def _p95(sample: np.ndarray, count: np.ndarray) -> np.ndarray:
-    filled = np.where((count == 0)[:, None], 0.0, sample)
-    with np.errstate(invalid="ignore"):
-        values = np.nanquantile(filled, 0.95, axis=1) if sample.shape[1] else np.full(len(count), np.nan)
-    return np.where(count == 0, np.nan, values)
+def _p95(sample: np.ndarray) -> np.ndarray:
+    if not sample.shape[1]:
+        return np.full(len(sample), np.nan)
+    if not np.isnan(sample).any():
+        return np.quantile(sample, 0.95, axis=1)
+    empty = np.isnan(sample).all(1)
+    return np.where(empty, np.nan, np.nanquantile(np.where(empty[:, None], 0.0, sample), 0.95, axis=1))
 
 
 def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:

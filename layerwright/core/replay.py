@@ -7,7 +7,7 @@ last one returns the given state. No part of a model needs to be recognised by n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -190,12 +190,11 @@ def structure(output: Any) -> Any:
 
 def read_logits(output: Any, state: Tensor) -> Tensor | None:
     """The logits in a model's output, or None where it has none (a headless model returns its features)."""
-    logits = getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(logits, Tensor):
         return logits
-    if isinstance(output, Tensor) and output.shape != state.shape:
-        return output
-    return None
+    first = output[0] if isinstance(output, (tuple, list)) and output else output
+    return first if isinstance(first, Tensor) and first.shape != state.shape else None
 
 
 def in_float(x: Tensor) -> Tensor:

@@ -60,11 +60,11 @@ class SkipPass:
         """A token t_s of each sequence, 8 to 4 tokens from its ends where it is long enough; None if not causal."""
         if not self.stack.causal:
             return None
-        split = torch.zeros(self.batch.size, dtype=torch.long)
-        for b, last in enumerate(self.batch.last.tolist()):
+        split = self.batch.real.int().argmax(1).cpu()  # counted from the first token, whatever padding is before it
+        for b, last in enumerate((self.batch.last.cpu() - split).tolist()):
             low, high = min(8, max(1, last // 2)), max(2, last - 4)
             draw = torch.rand((), generator=generator_for(seed, self.batch.first + b, -1))
-            split[b] = low + int(draw * max(1, high - low))
+            split[b] += low + int(draw * max(1, high - low))
         return split.to(self.batch.last.device)
 
     def _kept(self, kind: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tell apart what a user may call data, and read it: rows of token ids, arrays by name, or batches that are already made."""
+"""Tell apart what a user may call data, and read it: rows of token ids, arrays by name, or ready-made batches."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Reader:
         return self._text(str(source), text.documents(path, field=field, limit=text.bytes_for(self.tokens)))
 
     def _reads_images(self, folder: Path) -> bool:
-        """The model's own main input decides; a model that does not say what it reads is given what the folder holds."""
+        """The model's main input decides; a model that does not say what it reads is given what the folder holds."""
         known = {"pixel_values": True, "input_ids": False}
         main = getattr(self.model, "main_input_name", "")
         return known[main] if main in known else bool(images.find(folder))
@@ -131,7 +131,7 @@ class Reader:
         Raises:
             UserError: the model cannot take sequences as long as asked.
         """
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         limits = [n for name in _LIMITS if isinstance(n := getattr(config, name, None), int) and n > 0]
         if self.length is not None and self.length > min(limits, default=self.length):
@@ -175,7 +175,7 @@ def _columns(source: Any) -> list[str]:
     if isinstance(columns, Mapping):
         raise UserError(f"got a data set of several splits ({', '.join(columns)}); pass one of them")
     if not {"text", "input_ids"} & set(columns):
-        raise UserError(f"the data set has columns {', '.join(columns)}; expected `text` or `input_ids`: rename a column")
+        raise UserError(f"the data set has columns {', '.join(columns)}; expected `text` or `input_ids`: rename one")
     return list(columns)
 
 
@@ -195,5 +195,5 @@ def _tensor(name: str, value: Any) -> Tensor:
         found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
         raise UserError(f"input {name!r} holds {found}; expected a tensor of numbers, its first axis the samples")
     if value.ndim == 0 or value.shape[0] == 0:
-        raise UserError(f"input {name!r} has shape {tuple(value.shape)}; expected at least one sample on its first axis")
+        raise UserError(f"input {name!r} has shape {tuple(value.shape)}; expected at least one sample, first axis")
     return value if value.is_floating_point() or value.dtype is torch.bool else value.long()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
+from layerwright.core.inputs import Inputs, batch_size, call, on_device, real_tokens, small
 from layerwright.core.layout import Layout, find_layout
-from layerwright.core.inputs import Inputs, batch_size, call, small
 from layerwright.core.quiet import undisturbed, unwrap
-from layerwright.core.sublayers import Sublayer, find_sublayers
-from layerwright.core.replay import Replay, read_logits
+from layerwright.core.replay import Replay, in_float, read_logits
+from layerwright.core.sublayers import Sublayer, explains, find_sublayers
 from layerwright.core.trace import Tower, first_tensor, trace
+from layerwright.maths.similarity import relative_error
+
+# Blocks of one make in which sublayers are looked for; a dead block, or one with NaN weights, shows none.
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Stack:
     """A model's tower of blocks: which modules, in which order they run, and how the stream between them is laid out.
 
     `parts[k]` are the sublayers of block application `k`; `causal` says that no token sees a later one;
-    `head` whether the model gives logits for every `token`, for every `sequence`, or none.
+    `head` whether the model gives logits for every `token`, for every `sequence`, or none; `tokenwise` that those of a
+    token are read off its state alone.
 
     Example:
         >>> from torch import nn
@@ -47,6 +52,7 @@ class Stack:
     parts: tuple[tuple[Sublayer, ...], ...]
     causal: bool
     head: str | None
+    tokenwise: bool
 
     @classmethod
     def find(cls, model: nn.Module, inputs: Inputs, blocks: str | None = None) -> Stack:
@@ -61,14 +67,14 @@ class Stack:
             UserError: no tower of at least two chained blocks, or none at that path.
         """
         model = unwrap(model)
-        piece = small(inputs)
+        piece = on_device(small(inputs), model)
         with undisturbed(model), torch.no_grad():
             towers = tuple(trace(model, lambda m: call(m, piece)))
             tower = _choose(towers, blocks)
             modules = [model.get_submodule(path) for path in tower.block_paths]
             states = _first_states(model, modules, tower, piece)
             layout = find_layout(states, batch_size(piece), modules)
-            bare = cls(model, tower, towers, layout, states.shape[layout.width], (), False, None)
+            bare = cls(model, tower, towers, layout, states.shape[layout.width], (), False, None, False)
             return _with_details(bare, piece)
 
     @property
@@ -102,7 +108,7 @@ def _choose(towers: tuple[Tower, ...], blocks: str | None) -> Tower:
             f"no tower of at least two chained blocks found; seen: {seen}. A block must take the stream in and give "
             "the next state out, its residual addition inside; point at the blocks with --blocks PATH"
         )
-    matching = [t for t in towers if t.path == blocks] or [t for t in towers if fnmatch.fnmatch(t.path, blocks + "[[]*]")]
+    matching = [t for t in towers if t.path == blocks or t.path.startswith(blocks + "[")]
     if not matching:
         known = ", ".join(t.path for t in surveyable) or "none"
         raise UserError(f"no blocks ran at {blocks!r}; towers seen: {known}")
@@ -131,36 +137,81 @@ def _first_states(model: nn.Module, modules: list[nn.Module], tower: Tower, inpu
 def _with_details(stack: Stack, inputs: Inputs) -> Stack:
     """Sublayers of every block, and whether the tower is causal: both need blocks that can be called again."""
     replay = Replay(stack, inputs)
-    known: dict[int, tuple[Sublayer, ...]] = {}
-    for k, b in enumerate(stack.order):
-        if b not in known:
-            known[b] = find_sublayers(stack.blocks[b], lambda k=k: replay.block(k, replay.states[k]), replay.states[k])
-    parts = tuple(known[b] for b in stack.order)
-    return replace(stack, parts=parts, causal=_is_causal(stack, replay), head=_head(stack, replay))
+    causal = _is_causal(stack, replay)
+    head, tokenwise = _head(stack, replay, causal)
+    return replace(stack, parts=_parts(stack, replay), causal=causal, head=head, tokenwise=tokenwise)
 
 
-def _head(stack: Stack, replay: Replay) -> str | None:
+def _parts(stack: Stack, replay: Replay) -> tuple[tuple[Sublayer, ...], ...]:
+    """Blocks of one make mostly have the same sublayers: what was found in one is tried on the others."""
+    known: dict[tuple[str, ...], list[tuple[Sublayer, ...]]] = {}
+    tried: Counter[tuple[str, ...]] = Counter()
+
+    def of(k: int, search: bool) -> tuple[Sublayer, ...]:
+        block = stack.blocks[stack.order[k]]
+        make = (type(block).__name__, *(f"{path}:{type(m).__name__}" for path, m in block.named_modules()))
+        # A state with NaN shows nothing: the bottom one does as well.
+        state = replay.states[k] if replay.states[k].isfinite().all() else replay.states[0]
+        call = (block, lambda: replay.block(k, state), state)
+        for parts in known.setdefault(make, []):
+            if explains(parts, *call):
+                return parts
+        if search and (known[make] or tried[make] < _TRIES):
+            tried[make] += 1
+            if found := find_sublayers(*call):
+                known[make].append(found)
+                return found
+        return ()
+
+    parts = [of(k, search=True) for k in range(stack.depth)]
+    # A part that adds nothing, or NaN, cannot be found by what it adds: it is known from the blocks above it.
+    return tuple(p or of(k, search=False) for k, p in enumerate(parts))
+
+
+def _head(stack: Stack, replay: Replay, causal: bool) -> tuple[str | None, bool]:
+    """Whose logits the model gives, and whether each is read off one token's state."""
     logits = read_logits(replay.output, replay.states[-1])
     if logits is None:
-        return None
+        return None, False
     tokens = stack.layout.tokens(replay.states[-1])
-    if logits.ndim == 3 and logits.shape[:2] == tokens.shape[:2] and stack.layout.plain:
-        return "token"
-    return "sequence" if logits.ndim == 2 and logits.shape[0] == tokens.shape[0] else None
+    if logits.ndim != 3 or logits.shape[:2] != tokens.shape[:2] or not stack.layout.plain:
+        return ("sequence" if logits.ndim == 2 and len(logits) == len(tokens) else None), False
+    changed = torch.cat([_other(tokens[:, :1]), tokens[:, 1:]], dim=1)
+    again = read_logits(replay.tail(stack.layout.native(changed, replay.states[-1])), replay.states[-1])
+    tokenwise = again is not None and _equal(again[:, 1:], logits[:, 1:])
+    # Where later blocks mix tokens, only a causal tower says that a logit still belongs to its token.
+    return ("token" if tokenwise or causal else None), tokenwise
 
 
 def _is_causal(stack: Stack, replay: Replay) -> bool:
-    """Change the last token at the bottom of the tower: in a causal tower no earlier token changes at the top."""
+    """Change the later half of the tokens: in a causal tower the earlier half stays as it is.
+
+    Where a block leaves NaN behind, the next one goes on from the bottom state, so that one block hides no other.
+    """
     base = replay.states[0]
     tokens = stack.layout.tokens(base)
     if tokens.shape[1] < 2 or not stack.layout.plain:
         return False
-    changed = tokens.clone()
-    changed[:, -1] = changed[:, -1].flip(-1) + 1.0
-    h, g = base, stack.layout.native(changed, base)
+    real = real_tokens(replay.inputs, tokens)
+    place = torch.cumsum(real, 1)
+    later = place > (place[:, -1:] // 2).clamp_min(1)
+    changed = stack.layout.native(torch.where(later[..., None], _other(tokens), tokens), base)
+    before, other = base, changed
     for k in range(stack.depth):
-        h, g = replay.block(k, h), replay.block(k, g)
-    h, g = stack.layout.tokens(h)[:, :-1], stack.layout.tokens(g)[:, :-1]
-    scale = h.abs().amax().clamp_min(1e-12)
-    return bool((h - g).abs().amax() <= 1e-3 * scale)
+        before = replay.states[k + 1] if before is replay.states[k] else replay.block(k, before)
+        other = replay.block(k, other)
+        if not before.isfinite().all():
+            before, other = base, changed
+        elif not _equal(stack.layout.tokens(other)[real & ~later], stack.layout.tokens(before)[real & ~later]):
+            return False
+    return True
 
+
+def _other(tokens: Tensor) -> Tensor:
+    """States unlike the given ones, also after a norm."""
+    return tokens.flip(-1) + 1.0
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two results are the same but for rounding."""
+    return relative_error(in_float(a), in_float(b)) <= max(1e-3, 2 * torch.finfo(b.dtype).eps)

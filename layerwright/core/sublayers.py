@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from layerwright.core.trace import Call, first_tensor, watch
 
 _TOLERANCE = 1e-4
+# In half precision a small step is mostly rounding error; one that is not explained to this share is not explained.
+_ROUNDED = 0.2
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,27 @@ def find_sublayers(block: nn.Module, run: Callable[[], Any], before: Tensor) -> 
     return _named([paths[id(c.module)] for c in calls], found, parallel=not chain)
 
 
+def explains(parts: tuple[Sublayer, ...], block: nn.Module, run: Callable[[], Any], before: Tensor) -> bool:
+    """Whether what these parts give in a call, added up, is what the block adds; NaN and infinities are passed over."""
+    modules = {s.path: block.get_submodule(s.path) for s in parts}
+    calls: list[Call] = []
+    with watch(list(modules.values()), calls), torch.no_grad():
+        after = first_tensor(run())
+    if after is None:
+        return False
+    left, size = (after.double() - before.double()).flatten(), before.double().norm().nan_to_num(0.0)
+    step = left.norm().nan_to_num(0.0)
+    for s in parts:
+        outputs = [c.output for c in calls if c.module is modules[s.path]]
+        value = _like(outputs[s.call], before) if s.call < len(outputs) else None
+        if value is None:
+            return False
+        left = left - s.scale * value.double().flatten()
+    known = left[left.isfinite()]
+    eps = torch.finfo(before.dtype).eps
+    return bool(known.norm() <= _TOLERANCE * step + len(parts) * eps * size)
+
+
 def _like(x: Tensor | None, stream: Tensor) -> Tensor | None:
     """The tensor in the stream's shape, where it has its size and width (some blocks fold tokens into the batch)."""
     if x is None or not x.is_floating_point() or x.numel() != stream.numel() or x.shape[-1] != stream.shape[-1]:
@@ -83,25 +106,30 @@ def _like(x: Tensor | None, stream: Tensor) -> Tensor | None:
     return x.reshape(stream.shape)
 
 
-def _scale(step: Tensor, output: Tensor, size: Tensor) -> float | None:
-    """The constant c > 0 with step = c · output, or None where there is none."""
-    x, y = output.double().flatten(), step.flatten()
+def _scale(current: Tensor, target: Tensor, output: Tensor) -> float | None:
+    """The constant c > 0 with target = current + c · output but for rounding, or None where there is none."""
+    x, y = output.double().flatten(), (target.double() - current.double()).flatten()
     squared = x @ x
     if squared == 0 or not torch.isfinite(squared):
         return None
-    c = float((x @ y) / squared)
-    # The step is a difference of states, so that its rounding error is that of the states, of norm `size`.
-    if not (y - c * x).norm() <= _TOLERANCE * y.norm() + 2 * torch.finfo(output.dtype).eps * size or c < 1e-3:
-        return None
-    return 1.0 if abs(c - 1) < 1e-2 else c
+    if torch.equal(target, (current + output).to(target.dtype)):
+        return 1.0
+    return next((c for c in (1.0, float((x @ y) / squared)) if c >= 1e-3 and _fits(y, c * x, target)), None)
 
 
-def _chain(
-    outputs: list[_Output], states: list[Tensor], before: Tensor, after: Tensor
-) -> list[tuple[_Output, float]]:
+def _fits(step: Tensor, added: Tensor, target: Tensor) -> bool:
+    """Whether a step between two states is what was added: nearly, or as nearly as the states' own rounding lets see."""
+    error = (step - added).abs()
+    rounding = torch.finfo(target.dtype).eps * (target.double().flatten().abs() + added.abs())
+    explained = error.norm() / step.norm()
+    return bool(explained <= _TOLERANCE or (explained <= _ROUNDED and (error <= rounding).double().mean() >= 0.99))
+
+
+def _chain(outputs: list[_Output], states: list[Tensor], before: Tensor, after: Tensor) -> list[tuple[_Output, float]]:
     """Parts that follow one another: each adds to the state that the one before it left."""
     targets = _distinct([*states, after], besides=before)
-    current, chain = before, []
+    current = before
+    chain: list[tuple[_Output, float]] = []
     while not _equal(current, after):
         step = _step(outputs, targets, current, chain[-1][0].order if chain else -1)
         if step is None:
@@ -115,10 +143,8 @@ def _chain(
 def _step(
     outputs: list[_Output], targets: list[Tensor], current: Tensor, last: int
 ) -> tuple[_Output, float, Tensor] | None:
-    size = current.double().norm()
     for target in targets:
-        difference = target.double() - current.double()
-        fits = [(o, c) for o in outputs if o.order > last and (c := _scale(difference, o.value, size)) is not None]
+        fits = [(o, c) for o in outputs if o.order > last and (c := _scale(current, target, o.value)) is not None]
         if fits:  # a norm layer can turn one part into a multiple of another: an unscaled fit comes first
             output, scale = next((fit for fit in fits if fit[1] == 1.0), fits[0])
             return output, scale, target
@@ -127,12 +153,11 @@ def _step(
 
 def _parallel(outputs: list[_Output], before: Tensor, after: Tensor) -> list[tuple[_Output, float]]:
     """Two or three parts that all read the block's input and are added at once."""
-    whole, size = after.double() - before.double(), before.double().norm()
     distinct = [o for k, o in enumerate(outputs) if not any(_equal(o.value, p.value) for p in outputs[:k])]
     for n in (2, 3):
         for group in combinations(distinct[:16], n):
             total = torch.stack([o.value.double() for o in group]).sum(0)
-            if _scale(whole, total.to(before.dtype), size) == 1.0:
+            if _scale(before, after, total.to(before.dtype)) == 1.0:
                 return [(o, 1.0) for o in sorted(group, key=lambda o: o.order)]
     return []
 

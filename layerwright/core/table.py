@@ -36,6 +36,13 @@ class Field:
         """Rows named by keys, with their means and maxima over tokens."""
         self.index, self.keys = index, keys
         self._values = {"mean": mean, "max": peak}
+        self._places: dict[tuple[Any, ...], tuple[list[int], np.ndarray]] = {}
+
+    def replicate(self, mean: np.ndarray, peak: np.ndarray) -> Field:
+        """The same rows with other numbers; where they stand in arrays is worked out once for all replicates."""
+        other = Field(self.index, self.keys, mean, peak)
+        other._places = self._places
+        return other
 
     def array(self, statistic: str = "mean", **fixed: Any) -> np.ndarray:
         """An array over the index columns that are not fixed, NaN where there is no row.
@@ -44,21 +51,27 @@ class Field:
             statistic: `mean` or `max` over tokens.
             fixed: values of index columns, such as `part="block"`.
         """
-        free = [name for name in self.index if name not in fixed]
-        chosen = [r for r, key in enumerate(self.keys) if self._matches(key, fixed)]
-        places = np.array([[self.keys[r][self.index.index(name)] for name in free] for r in chosen], dtype=int)
+        chosen, places = self._find(fixed)
         if not chosen:
-            return np.full((0,) * len(free), np.nan)
+            return np.full((0,) * places.shape[1], np.nan)
         out = np.full(tuple(places.max(0) + 1), np.nan)
         out[tuple(places.T)] = self._values[statistic][chosen]
         return out
 
     def has(self, **fixed: Any) -> bool:
         """Whether any row has these values."""
-        return any(self._matches(key, fixed) for key in self.keys)
+        return bool(self._find(fixed)[0])
 
-    def _matches(self, key: Key, fixed: Mapping[str, Any]) -> bool:
-        return all(key[self.index.index(name)] == value for name, value in fixed.items())
+    def _find(self, fixed: Mapping[str, Any]) -> tuple[list[int], np.ndarray]:
+        """The rows with these values, and their places in an array over the other columns."""
+        name = tuple(fixed.items())
+        if name not in self._places:
+            at = [(self.index.index(column), value) for column, value in fixed.items()]
+            free = [k for k, column in enumerate(self.index) if column not in fixed]
+            chosen = [r for r, key in enumerate(self.keys) if all(key[k] == value for k, value in at)]
+            places = np.array([[self.keys[r][k] for k in free] for r in chosen], dtype=int)
+            self._places[name] = chosen, places.reshape(len(chosen), len(free))
+        return self._places[name]
 
 
 def field(index: tuple[str, ...], reduced: Reduced) -> Field:
@@ -66,12 +79,12 @@ def field(index: tuple[str, ...], reduced: Reduced) -> Field:
     return Field(index, reduced.keys, reduced.mean(), reduced.peak())
 
 
-def replicate_fields(index: tuple[str, ...], reduced: Reduced, seed: int) -> list[Field]:
+def replicate_fields(base: Field, reduced: Reduced, seed: int) -> list[Field]:
     """The same numbers in bootstrap replicates; the same seed draws the same sequences for every measure."""
     if reduced.total.shape[1] < 2:
         return []
-    means, tops = reduced.resampled(seed, REPLICATES_OF_DERIVED)
-    return [Field(index, reduced.keys, means[:, k], tops[:, k]) for k in range(means.shape[1])]
+    means, peaks = reduced.resampled(seed, REPLICATES_OF_DERIVED)
+    return [base.replicate(means[:, k], peaks[:, k]) for k in range(means.shape[1])]
 
 
 def derived_columns(value: np.ndarray, replicates: list[np.ndarray]) -> dict[str, np.ndarray]:

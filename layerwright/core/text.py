@@ -19,8 +19,8 @@ from layerwright.demo import corpus
 MIN_TOKENS = 8  # fewer tokens than this say more about the start of a text than about the model
 _BYTES_PER_TOKEN = 16  # generous: reading stops where no sequence that is wanted can come from any more
 _SUFFIXES = (
-    "", ".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".log", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp",
-    ".java", ".js", ".ts", ".go", ".rs", ".rb", ".sh", ".sql", ".jl", ".lean", ".toml", ".yaml", ".yml",
+    "", ".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".log", ".py", ".pyi", ".c", ".h", ".cc", ".cpp",
+    ".hpp", ".java", ".js", ".ts", ".go", ".rs", ".rb", ".sh", ".sql", ".jl", ".lean", ".toml", ".yaml", ".yml",
 )  # fmt: skip
 
 Ids = list[int]
@@ -46,7 +46,9 @@ def documents(path: Path, *, field: str = "text", limit: int | None = None) -> I
     elif path.suffix == ".jsonl":
         yield from _lines(path, field)
     elif path.suffix.lower() in _SUFFIXES:
-        yield _decode(path, path.open("rb").read(-1 if limit is None else limit), whole=limit is None)
+        with path.open("rb") as stream:
+            raw = stream.read(limit)
+        yield _decode(path, raw, whole=limit is None or len(raw) < limit)
     else:
         raise UserError(
             f"got {path} with the unknown suffix {path.suffix!r}; expected text (.txt, .md, .py ...), .jsonl, .npz, "

@@ -21,6 +21,20 @@ def relative_norm(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=-1) / torch.linalg.vector_norm(y, dim=-1).clamp_min(FLOOR)
 
 
+def relative_error(x: Tensor, y: Tensor) -> float:
+    """Largest |x − y| over largest |y|, of all numbers, where y is finite; 0 where it nowhere is.
+
+    Example:
+        >>> round(relative_error(torch.tensor([1.0, 2.5]), torch.tensor([torch.nan, 2.0])), 4)
+        0.25
+    """
+    known = y.isfinite()
+    if not known.any():
+        return 0.0
+    difference = (x - y)[known].abs().nan_to_num(torch.inf).amax()
+    return float(difference / y[known].abs().amax().clamp_min(1e-12))
+
+
 def cosine(x: Tensor, y: Tensor) -> Tensor:
     """⟨x, y⟩ / (‖x‖ ‖y‖) along the last axis, in [-1, 1]; 0 where either vector is zero.
 

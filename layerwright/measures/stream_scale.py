@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from layerwright.core.registry import measure
@@ -25,10 +26,10 @@ def stream_scale(state: Tensor) -> Tensor:
         `[batch, token]`, in the stream's own unit, at least 0.
 
     Example:
-        >>> import torch
         >>> stream_scale(torch.tensor([[[1.0, -1.0, 1.0, -1.0]]]))
         tensor([[1.]])
 
     Reference: arXiv 2502.05795.
     """
-    return state.std(-1, correction=0)
+    centred = state - state.mean(-1, keepdim=True)
+    return torch.linalg.vector_norm(centred, dim=-1) / state.shape[-1] ** 0.5

@@ -1,0 +1,59 @@
+"""What the benchmarks share: the model of the targets, alternating medians, and peak memory in a fresh process."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def random_llama(depth: int = 12, width: int = 512, vocabulary: int = 4096) -> LlamaForCausalLM:
+    """A Llama-style model with random weights: 12 blocks of width 512 unless asked otherwise."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=width * 21 // 8, num_hidden_layers=depth,
+        num_attention_heads=width // 64, num_key_value_heads=width // 64,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def tokens(model: LlamaForCausalLM, sequences: int = 8, length: int = 256) -> torch.Tensor:
+    """Random token ids."""
+    return torch.randint(0, model.config.vocab_size, (sequences, length), generator=torch.Generator().manual_seed(1))
+
+
+def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median wall seconds of each, taken in turn so that a busy minute hits all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run()
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(script: str, contender: str) -> float:
+    """Peak resident memory in MB of one contender, alone in a process of its own (`script --only contender`)."""
+    done = subprocess.run([sys.executable, script, "--only", contender], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
+
+
+def report_peak() -> None:
+    """Print this process's peak resident memory, for `peak_memory`."""
+    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:
+    """A markdown table."""
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
