@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 
 def random_llama(depth: int = 12, width: int = 512, vocabulary: int = 4096) -> LlamaForCausalLM:
@@ -27,6 +28,22 @@ def random_llama(depth: int = 12, width: int = 512, vocabulary: int = 4096) -> L
 def tokens(model: LlamaForCausalLM, sequences: int = 8, length: int = 256) -> torch.Tensor:
     """Random token ids."""
     return torch.randint(0, model.config.vocab_size, (sequences, length), generator=torch.Generator().manual_seed(1))
+
+
+def word(token: int) -> str:
+    """How a token id is written in the texts for peers."""
+    return f"t{token}" if token else "<s>"
+
+
+def save_with_tokenizer(model: LlamaForCausalLM, folder: str) -> PreTrainedTokenizerFast:
+    """The model in a folder with a tokenizer of one word a token (`t17`), for peers that load from disk."""
+    words = {word(k): k for k in range(model.config.vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token=word(0)))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=word(0), pad_token=word(0))
+    model.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return fast
 
 
 def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -49,8 +66,12 @@ def peak_memory(script: str, contender: str) -> float:
 
 
 def report_peak() -> None:
-    """Print this process's peak resident memory, for `peak_memory`."""
-    print(json.dumps({"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    """Print this process's peak resident memory, for `peak_memory`.
+
+    From /proc, because `ru_maxrss` starts at the peak of the process that this one was forked from.
+    """
+    status = Path("/proc/self/status").read_text()
+    print(json.dumps({"peak_mb": int(status.split("VmHWM:")[1].split()[0]) / 1024}))
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from common import medians, peak_memory, random_llama, report_peak, table, tokens
+from common import medians, peak_memory, random_llama, report_peak, save_with_tokenizer, table, tokens
 
 from layerwright import measures as measures
 from layerwright.core.record import record
@@ -49,15 +49,12 @@ def with_tracing() -> Callable[[], object]:
 
 def peer() -> Callable[[], object]:
     """The quick tier's measures written on a cached run of TransformerLens."""
-    from tokenizers import Tokenizer, models
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import PreTrainedTokenizerFast
 
     model = random_llama()
     ids = tokens(model)
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<s>", pad_token="<s>")
+        tokenizer = save_with_tokenizer(model, folder)
         bridge = TransformerBridge.boot_transformers(folder, tokenizer=tokenizer)
     sample = torch.randperm(ids.numel(), generator=torch.Generator().manual_seed(0))[:256]
 
@@ -86,7 +83,12 @@ def peer() -> Callable[[], object]:
     return run
 
 
-CONTENDERS = {"plain forward": plain, "quick tier": quick, "quick tier with tracing": with_tracing, "TransformerLens": peer}
+CONTENDERS = {
+    "plain forward": plain,
+    "quick tier": quick,
+    "quick tier with tracing": with_tracing,
+    "TransformerLens": peer,
+}
 
 
 def main() -> None:
@@ -103,9 +105,7 @@ def main() -> None:
     times = medians({n: CONTENDERS[n]() for n in names}, a.rounds)
     memory = {n: peak_memory(__file__, n) for n in names}
     base_time, base_memory = times["plain forward"], memory["plain forward"]
-    rows = [
-        (n, f"{times[n] / base_time:.2f}", f"{memory[n] / base_memory:.2f}", f"{memory[n]:.0f} MB") for n in names
-    ]
+    rows = [(n, f"{times[n] / base_time:.2f}", f"{memory[n] / base_memory:.2f}", f"{memory[n]:.0f} MB") for n in names]
     print(table(rows, ("contender", "wall time / plain", "peak memory / plain", "peak memory")))
 
 

@@ -10,10 +10,11 @@ one number a block and no matrix.
 from __future__ import annotations
 
 import argparse
+import tempfile
 from contextlib import contextmanager
 
 import torch
-from common import medians, random_llama, table, tokens
+from common import medians, random_llama, save_with_tokenizer, table, tokens, word
 
 from layerwright import measures as measures
 from layerwright.core.record import record
@@ -42,14 +43,18 @@ def loop(model, ids, splits) -> dict[str, torch.Tensor]:
     """Maximum over tokens of the relative change of every later update, by a full forward for every skipped block."""
     blocks = model.model.layers
     place = torch.arange(ids.shape[1]).expand(ids.shape)
-    kinds = {"later": (place < 1, place >= 0), "future": ((place < 1) | (place >= splits[:, None]), place >= splits[:, None])}
+    kinds = {
+        "later": (place < 1, place >= 0),
+        "future": ((place < 1) | (place >= splits[:, None]), place >= splits[:, None]),
+    }
     updates: list[torch.Tensor] = []
 
     def note(module, args, output):
         updates.append((output if isinstance(output, torch.Tensor) else output[0]) - args[0])
 
     handles = [b.register_forward_hook(note) for b in blocks]
-    base_logits = model(input_ids=ids, use_cache=False).logits
+    log_p = model(input_ids=ids, use_cache=False).logits.log_softmax(-1)
+    labels = ids[:, 1:, None]
     base, found = list(updates), {}
     for kind, (keep, seen) in kinds.items():
         matrix = torch.full((len(blocks), len(blocks)), torch.nan)
@@ -57,7 +62,10 @@ def loop(model, ids, splits) -> dict[str, torch.Tensor]:
             updates.clear()
             with bypassed(block, keep):
                 logits = model(input_ids=ids, use_cache=False).logits
-            (base_logits.softmax(-1) - logits.softmax(-1)).norm(dim=-1).amax()
+            log_q = logits.log_softmax(-1)
+            (log_p.exp() - log_q.exp()).norm(dim=-1).amax()
+            (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+            (log_p - log_q)[:, :-1].gather(-1, labels).mean()
             for k in range(s + 1, len(blocks)):
                 effect = (base[k] - updates[k]).norm(dim=-1) / base[k].norm(dim=-1).clamp_min(1e-6)
                 matrix[s, k] = effect[seen].max()
@@ -65,6 +73,23 @@ def loop(model, ids, splits) -> dict[str, torch.Tensor]:
     for h in handles:
         h.remove()
     return found
+
+
+def peer(model, ids):
+    """neuro-scan's single-layer ablation: one text at a time, the logits of the last token, no matrix."""
+    from neuro_scan.backends.transformers_backend import TransformersBackend
+
+    backend = TransformersBackend()
+    with tempfile.TemporaryDirectory() as folder:
+        save_with_tokenizer(model, folder)
+        backend.load(folder, dtype="float32", device_map="cpu")
+    texts = [" ".join(map(word, row)) for row in ids.tolist()]
+
+    def run() -> object:
+        skips = [[], *([k] for k in range(len(model.model.layers)))]
+        return [backend.forward_with_ablation(text, skip) for text in texts for skip in skips]
+
+    return run
 
 
 def main() -> None:
@@ -88,7 +113,7 @@ def main() -> None:
     worst = 0.0
     for kind, matrix in matrices.items():
         rows = frame[frame["quantity"] == kind]
-        theirs = matrix[rows["source"].to_numpy(), rows["block"].to_numpy()].numpy()
+        theirs = matrix.numpy()[rows["source"].to_numpy(), rows["block"].to_numpy()]
         worst = max(worst, float(abs(rows["max"].to_numpy() - theirs).max()))
     contenders = {"loop of full forwards": lambda: loop(model, ids, splits), "one walk": ours}
     if a.peer:

@@ -20,12 +20,10 @@ if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` do
     from layerwright.core.registry import measure as measure
     from layerwright.core.stack import Stack as Stack
     from layerwright.core.survey import Survey as Survey
-    from layerwright.verbs import claims as claims
     from layerwright.verbs import survey as survey
 
 _HOMES = {
     "survey": "verbs",
-    "claims": "verbs",
     "Survey": "core.survey",
     "Stack": "core.stack",
     "Plan": "core.plan",
@@ -36,7 +34,7 @@ _HOMES = {
     "measure": "core.registry",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 - names that __getattr__ supplies
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -34,7 +34,10 @@ def rule(function: Rule) -> Rule:
 
 
 def find(survey: Survey) -> list[Finding]:
-    """All findings, those that call for action first."""
+    """All findings, those that call for action first.
+
+    Every rule is documented by its docstring and its threshold above, with the reason beside it.
+    """
     tones = ("act", "watch", "protect", "good")
     found = [f for r in RULES for f in r(survey)]
     return sorted(found, key=lambda f: tones.index(f.tone))
@@ -76,10 +79,11 @@ def nonfinite(survey: Survey) -> Iterator[Finding]:
             point = int(bad["point"].min())
             block = max(point - 1, 0)
             tokens = int(bad["nonfinite"].iloc[0])
+            said = "1 token is" if tokens == 1 else f"{tokens} tokens are"
             where = "the input of the tower" if point == 0 else f"the output of block {block}"
             yield Finding(
                 "nonfinite", f"The stream is NaN or infinite from {where} on", [block],
-                [f"{tokens} tokens are not finite at state {point}", *(n for n in survey.notes if "NaN" in n)][:4],
+                [f"{said} not finite at state {point}", *(n for n in survey.notes if "NaN" in n)][:4],
                 "Look at this block's weights, or compute in float32 or bfloat16 if this is an overflow of float16.",
                 "act",
             )  # fmt: skip
@@ -130,11 +134,28 @@ def keep(survey: Survey) -> Iterator[Finding]:
     low = _column(survey, "skip_output", "source", "low", quantity="loss_increase").fillna(rise)
     vital = [int(b) for b in rise.index[(low > LARGE_LOSS) & (low > 5 * rise.median())]]
     if vital and len(vital) < len(rise):
-        evidence = [f"skipping block {b} raises the loss by {rise[b]:.2f} nat/token (at least {low[b]:.2f})" for b in vital]
+        evidence = [
+            f"skipping block {b} raises the loss by {rise[b]:.2f} nat/token (at least {low[b]:.2f})" for b in vital
+        ]
         yield Finding(
             "keep", f"{_blocks(vital).capitalize()} must not be touched", vital,
             [*evidence[:4], f"the median block costs {rise.median():.3f}"],
-            "Keep them whole in any edit: no pruning, no sharing, no low rank.", "protect",
+            f"Keep {'it' if len(vital) == 1 else 'them'} whole in any edit: no pruning, no sharing, no low rank.", "protect",
+        )  # fmt: skip
+
+
+@rule
+def all_count(survey: Survey) -> Iterator[Finding]:
+    """No block that could be spared."""
+    rise = _column(survey, "skip_output", "source", "value", quantity="loss_increase")
+    low = _column(survey, "skip_output", "source", "low", quantity="loss_increase").fillna(rise)
+    if len(rise) and (low > SMALL_LOSS).all():
+        cheapest = int(rise.idxmin())
+        yield Finding(
+            "all_count", "Every block counts", [int(b) for b in rise.index],
+            [f"the cheapest to skip, block {cheapest}, raises the loss by {rise[cheapest]:.3f} nat/token (at least "
+             f"{low[cheapest]:.3f}), {np.expm1(rise[cheapest]):.0%} of perplexity"],
+            "No block can be dropped as it stands; shrinking this model needs healing afterwards.", "good",
         )  # fmt: skip
 
 
@@ -193,6 +214,23 @@ def lower_half(survey: Survey) -> Iterator[Finding]:
             [f"skipping a block of the lower half changes later updates by {low:.0%} of their size (mean), "
              f"one of the upper half by {high:.0%}"],
             "The upper half refines the current prediction; this is common, and no fault by itself.", "watch",
+        )  # fmt: skip
+
+
+@rule
+def answer_forms(survey: Survey) -> Iterator[Finding]:
+    """A lens that still changes its mind in the last blocks."""
+    agreement = _column(survey, "logit_lens", "point", quantity="top1_agreement")
+    high = _column(survey, "logit_lens", "point", "high", quantity="top1_agreement").fillna(agreement)
+    depth = int(survey.model["depth"])
+    unready = depth - 1 - depth // 12
+    if depth >= 6 and high.get(unready, np.inf) < READY_AGREEMENT:
+        half = int(agreement.index[agreement >= 0.5].min())
+        yield Finding(
+            "answer_forms", "The answer forms up to the last blocks", list(range(half, depth)),
+            [f"decoded after block {unready - 1}, the first choice is the final one on {agreement[unready]:.0%} of tokens",
+             f"it is so on half of the tokens from block {half - 1} on"],
+            "The whole depth is used for the answer: no early exit is free here.", "good",
         )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from torch import nn
 
     from layerwright.core.survey import Survey
@@ -73,9 +74,7 @@ def survey(
     with _bars(progress) as bars:
         bars("loading", 0, 1)
         net, own_tokenizer, info = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        given = load_data(
-            data, net, tokenizer or own_tokenizer, length=length, max_tokens=max_tokens
-        )
+        given = load_data(data, net, tokenizer or own_tokenizer, length=length, max_tokens=max_tokens)
         bars("loading", 1, 1)
         stack = Stack.find(net, given.batches[0], blocks)
         recording = record(
@@ -91,15 +90,64 @@ def survey(
         "seconds": round(time.perf_counter() - start, 2),
     }
     about_data = given.to_dict() | {"sequences": recording.sequences, "tokens": recording.tokens}
-    notes = [*given.notes, *recording.notes]
+    notes = [*given.notes, *_other_towers(stack), *recording.notes]
     result = Survey(_about(stack, info), about_data, settings, recording.tables, [], recording.checks, notes)
     result.findings = find(result)
     return result
 
 
+def claims(
+    names: Iterable[str] = (),
+    *,
+    all: bool = False,
+    budget: str = "small",
+    out: str | Path | None = None,
+    seeds: int | None = None,
+    progress: bool = False,
+) -> DataFrame:
+    """List what papers claim with the verdicts recorded here, or run the experiments again.
+
+    Args:
+        names: claims to run; with none, and without `all`, the recorded verdicts are listed.
+        all: run every claim.
+        budget: `small` (minutes for all) or `full`.
+        out: folder for `claims.json`, `claims.html` and the result of every trial; a run that was stopped goes on from
+            those.
+        seeds: trials of each claim, instead of the budget's own number.
+        progress: show progress bars.
+
+    Returns:
+        one row a claim: verdict (`holds`, `fails`, `inconclusive`, `not run`), paper, budget, seeds, date, version and
+        the command that gets it again. `attrs["records"]` holds everything: numbers, intervals, conditions, figure.
+
+    Raises:
+        UserError: something given cannot be used; the message says what to do.
+    """
+    from layerwright.claims import ledger
+
+    if not all and not (names := [names] if isinstance(names, str) else list(names)):
+        return ledger.frame(ledger.recorded())
+    folder = None if out is None else Path(out)
+    return ledger.frame(ledger.run(names, all_of_them=all, budget=budget, seeds=seeds, out=folder, progress=progress))
+
+
+def _other_towers(stack: Any) -> list[str]:
+    """Say that there was a choice of towers; towers inside a block of the chosen one are its own affair."""
+    inside = tuple(path + "." for path in stack.tower.block_paths)
+    others = [
+        t for t in stack.towers
+        if t.surveyable and t is not stack.tower and not t.block_paths[0].startswith(inside)
+        and not any(path.startswith(t.block_paths[0] + ".") for path in stack.tower.block_paths)
+    ]  # fmt: skip
+    if not others:
+        return []
+    listed = ", ".join(t.describe() for t in others[:4])
+    return [f"surveyed {stack.tower.describe()}; other towers: {listed}; choose with --blocks PATH"]
+
+
 def _about(stack: Any, info: Mapping[str, Any]) -> dict[str, Any]:
     """What the report says of the model."""
-    parameter = next(stack.model.parameters())
+    parameter = next(stack.model.parameters(), None)
     good = [t for t in stack.towers if t.surveyable]
     return dict(info) | {
         "class": type(stack.model).__name__,
@@ -109,8 +157,8 @@ def _about(stack: Any, info: Mapping[str, Any]) -> dict[str, Any]:
         "unique_depth": len(stack.blocks),
         "width": stack.width,
         "parameters": sum(p.numel() for p in stack.model.parameters()),
-        "dtype": str(parameter.dtype).removeprefix("torch."),
-        "device": str(parameter.device),
+        "dtype": "none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "device": "none" if parameter is None else str(parameter.device),
         "order": list(stack.order),
         "causal": stack.causal,
         "parts": [{"name": s.role, "path": s.path, "parallel": s.parallel} for s in stack.parts[0]],

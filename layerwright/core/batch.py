@@ -47,13 +47,14 @@ class Batch:
         self._draw()
 
     def _draw(self) -> None:
-        n = max(1, min(self._sample, int(self.mask.sum(1).max())))
-        self.sampled = torch.zeros(self.size, n, dtype=torch.long, device=self.mask.device)
+        # Of long sequences one token of sixteen: the lens must stay cheap beside the pass itself.
+        counts = [min(self._sample, n, max(16, n // 16)) for n in self.mask.sum(1).tolist()]
+        self.sampled = torch.zeros(self.size, max(1, *counts), dtype=torch.long, device=self.mask.device)
         self.sampled_mask = torch.zeros_like(self.sampled, dtype=torch.bool)
         for b in range(self.size):
             generator = generator_for(self._seed, self.first + b)
             places = self.mask[b].nonzero().flatten().cpu()
-            chosen = places[torch.randperm(len(places), generator=generator)[:n]].to(self.mask.device)
+            chosen = places[torch.randperm(len(places), generator=generator)[: counts[b]]].to(self.mask.device)
             self.sampled[b, : len(chosen)] = chosen
             self.sampled_mask[b, : len(chosen)] = True
 

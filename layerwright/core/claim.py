@@ -183,7 +183,7 @@ def claim(
 ) -> Callable[[Callable[[int, Budget], Verdict]], Callable[[int, Budget], Verdict]]:
     """Register `run(seed, budget) -> Verdict` as the test of a paper's claim, under the name of its file.
 
-    The file's docstring says the claim in its first line, then the protocol, the control, and what would count as failure.
+    The file's docstring says the claim in its first line, then the protocol, the control, and what counts as failure.
 
     Args:
         paper: an arXiv number of the bibliography (`core/paper.py`).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,17 +11,21 @@ from torch import Tensor
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.inputs import call
-from layerwright.core.replay import in_float, structure, watch_blocks
+from layerwright.core.replay import Replay, in_float, structure, watch_blocks
 from layerwright.core.stack import Stack
 from layerwright.maths.similarity import relative_error
 
 
 class ForwardPass:
-    """One batch through the model, with hooks on the user's own blocks and sublayers."""
+    """One batch through the model, with hooks on the user's own blocks and sublayers.
 
-    def __init__(self, stack: Stack, desk: Desk, batch: Batch) -> None:
+    `replay` is the pass for calling blocks again, where `keeps` says that the states of this batch may be held.
+    """
+
+    def __init__(self, stack: Stack, desk: Desk, batch: Batch, keeps: Callable[[Batch], bool]) -> None:
         """Prepare; `run` does it."""
-        self.stack, self.desk, self.batch = stack, desk, batch
+        self.stack, self.desk, self.batch, self.keeps = stack, desk, batch, keeps
+        self.replay: Replay | None = None
         self.sampled: list[Tensor] = []
         self.last: list[Tensor] = []
         self.structures: list[Any] = []
@@ -57,6 +62,9 @@ class ForwardPass:
         if check_sum:
             self._finish_sum()
         self.output = output
+        if self.replay is not None:
+            self.replay.output = output
+            self.replay.check()
 
     def _enter(self, k: int, args: Any, kwargs: Any, state: Tensor) -> None:
         x = self.stack.layout.tokens(state)
@@ -64,6 +72,9 @@ class ForwardPass:
             self.batch.settle(x, state)
             self._bottom = x
             self._point(0, x)
+            self.replay = Replay(self.stack, self.batch.inputs, run=False) if self.keeps(self.batch) else None
+        if self.replay is not None:
+            self.replay.enter(k, args, kwargs, state)
         self._before = self._current = x
         self._k = k
         self._calls = {}
@@ -75,6 +86,8 @@ class ForwardPass:
         if self._check_sum and not self.stack.parts[k]:
             self._add(given["update"])
         self.structures.append(structure(output))
+        if self.replay is not None:
+            self.replay.leave(k, output, state)
         self._point(k + 1, after)
         self._current = after
 

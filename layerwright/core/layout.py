@@ -45,14 +45,14 @@ class Layout:
         return self.ndim <= 3
 
 
-def find_layout(state: Tensor, batch: int, blocks: Iterable[nn.Module]) -> Layout:
-    """Read the layout off a state: the batch axis by its size, the width by the sizes that the weights know."""
-    if state.ndim == 1 or (state.ndim == 2 and state.shape[0] != batch):
-        raise ValueError(f"a stream of shape {tuple(state.shape)} has no batch axis of {batch}")
-    batch_axis = 1 if state.ndim == 3 and state.shape[0] != batch and state.shape[1] == batch else 0
-    width_axis = state.ndim - 1
-    if state.ndim > 3:
+def find_layout(shape: tuple[int, ...], batch: int, blocks: Iterable[nn.Module]) -> Layout:
+    """Read the layout off the shape of a state: the batch axis by its size, the width by the sizes that the weights know."""
+    if len(shape) == 1 or (len(shape) == 2 and shape[0] != batch):
+        raise ValueError(f"a stream of shape {shape} has no batch axis of {batch}")
+    batch_axis = 1 if len(shape) == 3 and shape[0] != batch and shape[1] == batch else 0
+    width_axis = len(shape) - 1
+    if len(shape) > 3:
         sizes = [n for block in blocks for p in block.parameters() for n in p.shape]
         # A grid is square more often than it is as wide as the stream, so that the weights tell the two apart.
-        width_axis = max((1, state.ndim - 1), key=lambda axis: (sizes.count(state.shape[axis]), axis == 1))
-    return Layout(batch_axis, width_axis, state.ndim)
+        width_axis = max((1, len(shape) - 1), key=lambda axis: (sizes.count(shape[axis]), axis == 1))
+    return Layout(batch_axis, width_axis, len(shape))

@@ -15,8 +15,8 @@ from layerwright.core.replay import Replay, in_float, read_logits, tail
 from layerwright.core.stack import Stack
 from layerwright.maths.similarity import relative_error
 
-# Logits decoded at once: 16 MB in float32.
-_AT_ONCE = 2**22
+# Logits decoded at once: 4 MB in float32. Much larger temporaries are slower, as their pages come fresh each time.
+_AT_ONCE = 2**20
 _ROW = 16
 
 
@@ -37,21 +37,27 @@ def lens_of_tokens(
     assert logits is not None
     n = torch.arange(len(logits), device=logits.device)[:, None]
     final = in_float(logits[n, batch.sampled].flatten(0, 1))
-    states = [s.flatten(0, 1) for s in sampled]
+    states = torch.stack(sampled).flatten(1, 2)
     decode = _Decoder(stack, batch, structures)
-    step = decode.row * max(1, _AT_ONCE // (final.shape[-1] * decode.row))
+    room = max(1, _AT_ONCE // (final.shape[-1] * decode.row))
     pieces: dict[tuple[int, str, Key], list[Numbers]] = {}
-    for piece in (slice(a, a + step) for a in range(0, len(final), step)):
-        for k, state in enumerate(states):
-            # The last state decodes to the model's own logits, which is tested below on a few tokens.
-            lens = decode(state[piece]) if k < stack.depth else final[piece]
-            for (name, more), numbers in desk.evaluate("lens", {"lens_logits": lens, "final_logits": final[piece]}).items():
-                pieces.setdefault((k, name, more), []).append(numbers)
+
+    def give(points: list[int], lens: Tensor, known: Tensor) -> None:
+        for (name, more), numbers in desk.evaluate("lens", {"lens_logits": lens, "final_logits": known}).items():
+            for k, values in zip(points, numbers.values, strict=True):
+                pieces.setdefault((k, name, more), []).append(Numbers(values))
+
+    for piece in torch.arange(len(final), device=final.device).split(decode.row * max(1, room // len(states))):
+        known = final[piece]
+        for points in torch.arange(stack.depth, device=final.device).split(room):
+            give(points.tolist(), decode(states[points][:, piece]), known)
+        # The last state decodes to the model's own logits, which is tested below on a few tokens.
+        give([stack.depth], known[None], known)
     for (k, name, more), numbers in pieces.items():
-        desk.add(name, (k, *more), Numbers(*(None if x is None else x.view(batch.sampled.shape) for x in join(numbers))))
+        desk.add(name, (k, *more), Numbers(join(numbers).values.view(batch.sampled.shape)))
     desk.close("lens", batch.sampled_mask)
     few = slice(0, decode.row)
-    return relative_error(decode(states[-1][few]), final[few])
+    return relative_error(decode(states[-1:, few])[0], final[few])
 
 
 def lens_of_sequences(desk: Desk, batch: Batch, replay: Replay) -> float:
@@ -66,7 +72,8 @@ def lens_of_sequences(desk: Desk, batch: Batch, replay: Replay) -> float:
     final = lens = answers(replay.output, replay.states[-1])
     for k, state in enumerate(replay.states):
         lens = answers(replay.tail(state), state)
-        desk.give("lens", (k,), {"lens_logits": lens, "final_logits": final})
+        for (name, more), numbers in desk.evaluate("lens", {"lens_logits": lens[None], "final_logits": final}).items():
+            desk.add(name, (k, *more), Numbers(numbers.values[0]))
     desk.close("lens", None if final.ndim == 2 else batch.sampled_mask)
     return relative_error(lens, final)
 
@@ -82,11 +89,12 @@ class _Decoder:
         self.inputs = short(batch.inputs, self.row)
 
     def __call__(self, states: Tensor) -> Tensor:
-        n, width = states.shape
-        count = -(-n // self.row)
-        padded = torch.cat([states, states[-1:].expand(count * self.row - n, width)])
+        """Logits `[L, n, V]` of states `[L, n, d]`."""
+        flat = states.flatten(0, 1)
+        count = -(-len(flat) // self.row)
+        padded = torch.cat([flat, flat[-1:].expand(count * self.row - len(flat), -1)])
         inputs = rows(self.inputs, torch.arange(count, device=states.device) % len(self.batch.mask))
-        native = self.stack.layout.native(padded.view(count, self.row, width), self.batch.native)
+        native = self.stack.layout.native(padded.view(count, self.row, -1), self.batch.native)
         logits = read_logits(tail(self.stack, self.structures, native, inputs), native)
         assert logits is not None
-        return in_float(logits).flatten(0, 1)[:n]
+        return in_float(logits).flatten(0, 1)[: len(flat)].unflatten(0, states.shape[:2])

@@ -44,4 +44,3 @@ _PAPERS = (
 )  # fmt: skip
 
 BY_ID = {p.arxiv: p for p in _PAPERS}
-

@@ -22,7 +22,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluate the model eagerly and without weight gradients, then put everything back.
+    """Evaluate the model eagerly, without weight gradients or caches of keys and values, then put everything back.
 
     Evaluation mode, no gradient into any parameter, no compiled calls and no fused encoder fast path (both bypass the
     modules that hooks sit on). Random state of every device is restored. A caller's inference mode is left: tensors
@@ -32,6 +32,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     compiled = {m: m._compiled_call_impl for m in modes if getattr(m, "_compiled_call_impl", None) is not None}
     trainable = [p for p in model.parameters() if p.requires_grad]
     fast = torch.backends.mha.get_fastpath_enabled()
+    # A block that is called again must not find the keys of its last call, also where a wrapper hides the model's options.
+    configs = {id(c): c for m in modes if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
@@ -41,11 +43,15 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 m.training = False
             for m in compiled:
                 m._compiled_call_impl = None
+            for c in configs.values():
+                c.use_cache = False
             for p in trainable:
                 p.requires_grad_(False)
             torch.backends.mha.set_fastpath_enabled(False)
             yield
         finally:
+            for c in configs.values():
+                c.use_cache = True
             torch.backends.mha.set_fastpath_enabled(fast)
             for p in trainable:
                 p.requires_grad_(True)

@@ -14,7 +14,7 @@ from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.forward import ForwardPass
-from layerwright.core.inputs import Inputs, on_device
+from layerwright.core.inputs import Inputs, on_device, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.quiet import undisturbed
 from layerwright.core.reduce import Reduced
@@ -115,50 +115,65 @@ class _Recorder:
     def _batch(self, inputs: Inputs) -> None:
         own = isinstance(inputs, Mapping) and "decoder_input_ids" in inputs and self.stack.causal
         side = "decoder_" if own else ""
-        batch = Batch(on_device(inputs, self.stack.model), self.out.sequences, self.prefix, self.sample, self.seed, side)
+        batch = Batch(
+            on_device(inputs, self.stack.model), self.out.sequences, self.prefix, self.sample, self.seed, side
+        )
+        first = self.out.sequences == 0
         # Weights-only surveys need no forward pass, but the tables must still count the tokens of any data given.
-        forward = ForwardPass(self.stack, self.desk, batch)
-        forward.run(check_sum=self.out.sequences == 0)
+        forward = ForwardPass(self.stack, self.desk, batch, lambda b: self._deep and self._at_once(b) >= b.size)
+        forward.run(check_sum=first)
         if self.desk.wants("lens") and self.stack.tokenwise:
             args = (forward.sampled, forward.structures, forward.output)
             self._note_error("lens", lens_of_tokens(self.stack, self.desk, batch, *args))
         self._note_error("sum", forward.residual_error)
-        forward.output = None
-        self._deep(batch)
+        if self._deep:
+            self._again(batch, forward.replay)
+            if first:
+                self._note_error("replay", self._replay_error(Replay(self.stack, small(batch.inputs))))
         self.out.sequences += batch.size
         self.out.tokens += int(batch.mask.sum())
         self.progress("forward", self.out.sequences, self.sequences or self.out.sequences)
 
-    def _deep(self, batch: Batch) -> None:
-        """The passes that call blocks again, on as many sequences at once as their states fit in memory."""
+    @property
+    def _deep(self) -> bool:
+        """Whether any measure needs blocks to be called again."""
         lens = self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise
-        skips = self.desk.wants("skip", "skip_output")
-        back = self.desk.wants("gradient", "jacobian")
-        if not (lens or skips or back):
-            return
+        return lens or self.desk.wants("skip", "skip_output", "gradient", "jacobian")
+
+    def _at_once(self, batch: Batch) -> int:
+        """How many sequences the walks may hold the states of."""
         state = batch.native.element_size() * batch.native.numel() // batch.size
-        step = max(1, _STATE_BYTES // (state * (3 * self.stack.depth + 1)))
+        return max(1, _STATE_BYTES // (state * (3 * self.stack.depth + 1)))
+
+    def _again(self, batch: Batch, replay: Replay | None) -> None:
+        """The walks that call blocks again, over the whole batch where its states are held, or over parts of it."""
+        if replay is not None:
+            self._walk(batch, replay)
+            return
+        step = self._at_once(batch)
         for start in range(0, batch.size, step):
             part = batch.part(start, min(start + step, batch.size))
             replay = Replay(self.stack, part.inputs)
             part.settle(self.stack.layout.tokens(replay.states[0]), replay.states[0])
-            if part.first == 0:
-                self._note_error("replay", self._replay_error(replay))
-            if lens:
-                self._note_error("lens", lens_of_sequences(self.desk, part, replay))
-            if skips:
-                SkipPass(self.stack, self.desk, part, replay, self.seed).run(self._step("skips", part.first))
-            if back:
-                BackwardPass(self.stack, self.desk, part, replay, self.seed).run(self._step("gradients", part.first))
+            self._walk(part, replay)
 
-    def _step(self, stage: str, first: int) -> Callable[[int], None]:
-        depth, total = self.stack.depth, (self.sequences or first + 1)
+    def _walk(self, part: Batch, replay: Replay) -> None:
+        if self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise:
+            self._note_error("lens", lens_of_sequences(self.desk, part, replay))
+        replay.output = None  # the logits can be the largest tensor of all
+        if self.desk.wants("skip", "skip_output"):
+            SkipPass(self.stack, self.desk, part, replay, self.seed).run(self._step("skips", part))
+        if self.desk.wants("gradient", "jacobian"):
+            BackwardPass(self.stack, self.desk, part, replay, self.seed).run(self._step("gradients", part))
+
+    def _step(self, stage: str, part: Batch) -> Callable[[int], None]:
+        depth, total = self.stack.depth, self.sequences or part.first + part.size
         done = 0
 
         def step(n: int) -> None:
             nonlocal done
             done += 1
-            self.progress(stage, first * depth + done, total * depth)
+            self.progress(stage, part.first * depth + done * part.size, total * depth)
 
         return step
 

@@ -25,19 +25,29 @@ if TYPE_CHECKING:
 class Replay:
     """A pass over one batch: `states[0..L]` in the model's own layout, and the calls that made them."""
 
-    def __init__(self, stack: Stack, inputs: Inputs) -> None:
-        """Run the model once and note every block application."""
+    def __init__(self, stack: Stack, inputs: Inputs, run: bool = True) -> None:
+        """Run the model once and note every block application; or, with `run` off, be told of each by another pass."""
         self.stack = stack
         self.inputs = inputs
         self.states: list[Tensor] = []
+        self.output: Any = None
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self._structures: list[Any] = []
-        with watch_blocks(stack, self._enter, self._leave):
-            self.output = call(stack.model, inputs)
-        if len(self._structures) != stack.depth:
+        if run:
+            with watch_blocks(stack, self.enter, self.leave):
+                self.output = call(stack.model, inputs)
+            self.check()
+
+    def check(self) -> None:
+        """Hold the number of blocks that ran against the number traced.
+
+        Raises:
+            UserError: they differ.
+        """
+        if len(self._structures) != self.stack.depth:
             raise UserError(
-                f"the tower ran {len(self._structures)} blocks on this batch and {stack.depth} when it was traced; "
-                "a model whose depth depends on its input cannot be surveyed"
+                f"the tower ran {len(self._structures)} blocks on this batch and {self.stack.depth} when it was "
+                "traced; a model whose depth depends on its input cannot be surveyed"
             )
 
     def block(self, k: int, state: Tensor) -> Tensor:
@@ -47,16 +57,18 @@ class Replay:
         assert output is not None
         return output
 
-    def tail(self, state: Tensor) -> Any:
-        """The model's output had the tower ended in `state`."""
-        return tail(self.stack, self._structures, state, self.inputs)
+    def tail(self, state: Tensor, inputs: Inputs | None = None) -> Any:
+        """The model's output had the tower ended in `state`; `inputs` are those of fewer sequences, where it has fewer."""
+        return tail(self.stack, self._structures, state, self.inputs if inputs is None else inputs)
 
-    def _enter(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> None:
+    def enter(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> None:
+        """Block application `k` is called."""
         if k == 0:
             self.states.append(state)
         self._calls.append((_mark(args, state), _mark(kwargs, state)))
 
-    def _leave(self, k: int, output: Any, state: Tensor) -> None:
+    def leave(self, k: int, output: Any, state: Tensor) -> None:
+        """It has returned."""
         self.states.append(state)
         self._structures.append(structure(output))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from layerwright.core.batch import Batch, generator_for
 from layerwright.core.desk import Desk, Numbers, join
+from layerwright.core.inputs import rows
 from layerwright.core.reduce import Key
 from layerwright.core.replay import Replay, in_float, read_logits
 from layerwright.core.stack import Stack
@@ -91,31 +92,36 @@ class SkipPass:
 
     def _outputs(self, streams: dict[tuple[int, str], Tensor]) -> None:
         """Compare outputs a few sequences at a time: logits over a large vocabulary are the largest tensors here."""
+        found: dict[tuple[str, int, str, Key], list[Numbers]] = {}
+        for few in self._few_sequences():
+            base, labels = self._decode(self.replay.states[-1], few), self._labels(few)
+            for (source, kind), state in streams.items():
+                changed = self._decode(state, few)
+                target = torch.full(base.shape[:2], -100, device=base.device) if labels is None else labels
+                given = {"log_probabilities": base, "skipped_log_probabilities": changed, "labels": target}
+                prefix = "" if kind == "later" else "future_"
+                for (name, more), numbers in self.desk.evaluate("skip_output", given, prefix).items():
+                    found.setdefault((name, source, kind, more), []).append(numbers)
+        for (name, source, kind, more), pieces in found.items():
+            self.desk.add(name, (source, *more), self._seen(kind, join(pieces)))
+
+    def _few_sequences(self) -> Iterator[Tensor]:
+        """Sequences to decode at once, by the size of one sequence's logits."""
+        one = torch.zeros(1, dtype=torch.long, device=self.batch.mask.device)
+        step = max(1, _AT_ONCE // self._decode(self.replay.states[-1], one).numel())
+        return iter(torch.arange(self.batch.size, device=one.device).split(step))
+
+    def _decode(self, state: Tensor, sequences: Tensor) -> Tensor:
+        """Log-probabilities `[B, T, V]` (or `[B, 1, K]`) of some sequences, had the tower ended in `state`.
+
+        Floored at -10,000, so that a class ruled out by both distributions adds nothing to their divergence.
+        """
+        state = state.index_select(self.stack.layout.batch, sequences)
+        logits = read_logits(self.replay.tail(state, rows(self.batch.inputs, sequences)), state)
+        assert logits is not None
+        logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
+        return in_float(logits).log_softmax(-1).clamp_min_(-1e4)
+
+    def _labels(self, sequences: Tensor) -> Tensor | None:
         labels = self.batch.labels(self.stack)
-        base = read_logits(self.replay.output, self.replay.states[-1])
-        assert base is not None
-        for (source, kind), state in streams.items():
-            changed = read_logits(self.replay.tail(state), state)
-            assert changed is not None
-            prefix = "" if kind == "later" else "future_"
-            for (name, more), numbers in self._compare(base, changed, labels, prefix).items():
-                self.desk.add(name, (source, *more), self._seen(kind, numbers))
-
-    def _compare(
-        self, base: Tensor, changed: Tensor, labels: Tensor | None, prefix: str
-    ) -> dict[tuple[str, Key], Numbers]:
-        step = max(1, _AT_ONCE // base[0].numel())
-        pieces: dict[tuple[str, Key], list[Numbers]] = {}
-        for piece in _pieces(len(base), step):
-            a, b = in_float(base[piece]), in_float(changed[piece])
-            if a.ndim == 2:
-                a, b = a.unsqueeze(1), b.unsqueeze(1)
-            target = labels[piece] if labels is not None else torch.full(a.shape[:2], -100, device=a.device)
-            given = {"logits": a, "skipped_logits": b, "labels": target}
-            for key, numbers in self.desk.evaluate("skip_output", given, prefix).items():
-                pieces.setdefault(key, []).append(numbers)
-        return {key: join(numbers) for key, numbers in pieces.items()}
-
-
-def _pieces(n: int, step: int) -> Iterator[slice]:
-    return (slice(a, a + step) for a in range(0, n, step))
+        return None if labels is None else labels[sequences]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from layerwright.core.layout import Layout, find_layout
 from layerwright.core.quiet import undisturbed, unwrap
 from layerwright.core.replay import Replay, in_float, read_logits
 from layerwright.core.sublayers import Sublayer, explains, find_sublayers
-from layerwright.core.trace import Tower, first_tensor, trace
+from layerwright.core.trace import Tower, trace
 from layerwright.maths.similarity import relative_error
 
 # Blocks of one make in which sublayers are looked for; a dead block, or one with NaN weights, shows none.
@@ -72,9 +71,8 @@ class Stack:
             towers = tuple(trace(model, lambda m: call(m, piece)))
             tower = _choose(towers, blocks)
             modules = [model.get_submodule(path) for path in tower.block_paths]
-            states = _first_states(model, modules, tower, piece)
-            layout = find_layout(states, batch_size(piece), modules)
-            bare = cls(model, tower, towers, layout, states.shape[layout.width], (), False, None, False)
+            layout = find_layout(tower.shapes[0], batch_size(piece), modules)
+            bare = cls(model, tower, towers, layout, tower.shapes[0][layout.width], (), False, None, False)
             return _with_details(bare, piece)
 
     @property
@@ -116,22 +114,6 @@ def _choose(towers: tuple[Tower, ...], blocks: str | None) -> Tower:
     if not good:
         raise UserError(f"{matching[0].describe()} cannot be surveyed: blocks must chain in one shape")
     return max(good, key=lambda t: t.depth)
-
-
-def _first_states(model: nn.Module, modules: list[nn.Module], tower: Tower, inputs: Inputs) -> Tensor:
-    found: list[Tensor] = []
-
-    def note(module: nn.Module, args: Any, output: Any) -> None:
-        state = first_tensor(output)
-        if state is not None:
-            found.append(state)
-
-    handle = modules[tower.order[0]].register_forward_hook(note)
-    try:
-        call(model, inputs)
-    finally:
-        handle.remove()
-    return found[0]
 
 
 def _with_details(stack: Stack, inputs: Inputs) -> Stack:

@@ -13,7 +13,9 @@ from layerwright.core.reduce import Key, Reduced, quantiles
 REPLICATES_OF_DERIVED = 200
 
 
-def table(index: Iterable[str], keys: list[Key], columns: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> pd.DataFrame:
+def table(
+    index: Iterable[str], keys: list[Key], columns: Mapping[str, np.ndarray], meta: Mapping[str, Any]
+) -> pd.DataFrame:
     """A frame with the index columns of the keys, then the numbers; `meta` becomes its `attrs`."""
     names = list(index)
     frame = pd.DataFrame([list(key) for key in keys], columns=names)

@@ -121,7 +121,10 @@ def train(a: argparse.Namespace) -> None:
             bpb = evaluate(model, rows[:64]) / math.log(2) / bytes_per_token
             curve.append({"step": step, "seconds": round(time.time() - start, 1), "train_loss": round(loss.item(), 4),
                           "bits_per_byte": round(bpb, 4)})  # fmt: skip
-            print(json.dumps(curve[-1] | {"tokens_per_s": round((step + 1) * batch.numel() / (time.time() - start))}), flush=True)
+            print(
+                json.dumps(curve[-1] | {"tokens_per_s": round((step + 1) * batch.numel() / (time.time() - start))}),
+                flush=True,
+            )
     nat = evaluate(model, rows[:512])
     final = {"steps": a.steps, "tokens": a.steps * a.batch * a.length, "held_out_loss_nat": nat,
              "held_out_bits_per_byte": nat / math.log(2) / bytes_per_token, "bytes_per_token": bytes_per_token}  # fmt: skip
@@ -152,7 +155,9 @@ def main() -> None:
     p.add_argument("--length", type=int, default=256, help="tokens in a training window")
     p.add_argument("--batch", type=int, default=16, help="windows in a step")
     p.add_argument("--lr", type=float, default=4e-3)
-    p.add_argument("--library-share", type=float, default=0.6, help="share of windows from the library, the rest from its tests")
+    p.add_argument(
+        "--library-share", type=float, default=0.6, help="share of windows from the library, the rest from its tests"
+    )
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--compile", action="store_true", help="torch.compile the step (needs a C++ compiler)")
     p.add_argument("--float32", action="store_true", help="never use bfloat16")

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 
-
 def singular_values(matrix: Tensor) -> Tensor:
     """All singular values, largest first, float64.
 
@@ -27,7 +26,7 @@ def effective_rank(values: Tensor) -> Tensor:
 
     Example:
         >>> effective_rank(torch.ones(5))
-        tensor(5.0000)
+        tensor(5.)
     """
     total = values.sum(-1)
     p = values / total.clamp_min(torch.finfo(values.dtype).tiny)

@@ -19,7 +19,8 @@ def depth_score(skip_effect: Field, skip_output: Field) -> dict[str, float]:
         d = Σ_l l · e_l / Σ_l e_l
 
     `later`, `future`: e_l is the mean over later blocks of the maximal skip effect; `output`: e_l is the maximal change
-    of the output distribution. Small: the work is done early; (L + 1)/2: spread evenly.
+    of the output distribution. Small: the work is done early; (L + 1)/2: spread evenly. A resampled maximum is never
+    above the measured one, so that the intervals lean to one side.
 
     Args:
         skip_effect: the effect of skipping a block on each later one.

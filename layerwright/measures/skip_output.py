@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from layerwright.core.registry import measure
-from layerwright.maths.entropy import kl_divergence
 
 _UNITS = {"probability_shift": "1", "kl": "nat", "loss_increase": "nat/token"}
 
@@ -17,7 +15,9 @@ _UNITS = {"probability_shift": "1", "kl": "nat", "loss_increase": "nat/token"}
     tier="standard",
     paper="2505.13898",
 )
-def skip_output(logits: Tensor, skipped_logits: Tensor, labels: Tensor) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
+def skip_output(
+    log_probabilities: Tensor, skipped_log_probabilities: Tensor, labels: Tensor
+) -> dict[str, Tensor | tuple[Tensor, Tensor]]:
     """How the output changes when one block is skipped.
 
     With p the model's distribution and p̄ the same when the block is skipped,
@@ -28,8 +28,8 @@ def skip_output(logits: Tensor, skipped_logits: Tensor, labels: Tensor) -> dict[
     and the change is measured from that token on.
 
     Args:
-        logits: the model's output, `[batch, token, classes]`.
-        skipped_logits: the output when the block is skipped.
+        log_probabilities: ln p, `[batch, token, classes]`.
+        skipped_log_probabilities: ln p̄, same shape.
         labels: the class to name, `[batch, token]`, -100 for none.
 
     Returns:
@@ -37,21 +37,18 @@ def skip_output(logits: Tensor, skipped_logits: Tensor, labels: Tensor) -> dict[
         the skip helps), beside it the tokens that have a label.
 
     Example:
-        >>> out = skip_output(torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[0.0, 0.0]]]), torch.tensor([[1]]))
-        >>> rise, labelled = out["loss_increase"]
-        >>> rise.item(), labelled.item()
-        (0.0, True)
+        >>> p, q = torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[0.75, 0.25]]])
+        >>> rise, labelled = skip_output(p.log(), q.log(), torch.tensor([[1]]))["loss_increase"]
+        >>> round(rise.item(), 4), labelled.item()
+        (0.6931, True)
 
     Reference: arXiv 2505.13898.
     """
-    shift = torch.linalg.vector_norm(logits.softmax(-1) - skipped_logits.softmax(-1), dim=-1)
-    rise = _loss(skipped_logits, labels) - _loss(logits, labels)
+    p = log_probabilities.exp()
+    difference = log_probabilities - skipped_log_probabilities
+    labelled = labels != -100
     return {
-        "probability_shift": shift,
-        "kl": kl_divergence(logits, skipped_logits),
-        "loss_increase": (rise, labels != -100),
+        "probability_shift": torch.linalg.vector_norm(p - skipped_log_probabilities.exp(), dim=-1),
+        "kl": torch.linalg.vecdot(p, difference).clamp_min(0.0),
+        "loss_increase": (difference.gather(-1, labels.masked_fill(~labelled, 0)[..., None])[..., 0], labelled),
     }
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none").view_as(labels)

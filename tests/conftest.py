@@ -1,0 +1,71 @@
+"""Small models and texts that many tests need, made once a session; nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that asks the hub must fail at once
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+SENTENCE = "The stream grows with depth, and every block adds a little to it. "
+
+
+def byte_tokenizer(front: bool = False) -> PreTrainedTokenizerFast:
+    """One token a byte, after `<s>` (id 0) and `</s>` (id 1); with `front` every text starts with `<s>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: k for k, token in enumerate(["<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    if front:
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def tiny_config(**changes: object) -> LlamaConfig:
+    """Three blocks of width 16."""
+    settings = {"vocab_size": 258, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3,
+                "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}  # fmt: skip
+    return LlamaConfig(**(settings | changes))
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that puts nothing in front."""
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def front_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer that puts `<s>` in front of every text."""
+    return byte_tokenizer(front=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A three-block Llama with its tokenizer, as save_pretrained leaves them. Tests copy it before they change it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(tiny_config()).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> LlamaForCausalLM:
+    """The same model, live. Shared by all tests: not to be changed."""
+    return LlamaForCausalLM.from_pretrained(tiny_folder).eval()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 2,600 bytes of English."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(SENTENCE * 40)
+    return path

@@ -1,0 +1,194 @@
+"""The command line end to end, on a tiny model."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from layerwright import cli, verbs
+from layerwright.core.errors import UserError
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of one command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lw", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    out, err = capsys.readouterr()
+    return stop.value.code or 0, out, err
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """The one line of error of a command that must fail with 2."""
+    code, out, err = run(capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+def test_survey_prints_a_row_a_block_and_writes_files(tiny_folder, text_file, tmp_path, capsys) -> None:
+    code, out, _ = run(capsys, "survey", tiny_folder, "--text", text_file, "--tier", "quick", "--out", tmp_path / "out")
+    assert code == 0
+    assert "3 blocks at model.layers" in out
+    assert [line.split()[0] for line in out.splitlines() if line[:5].strip().isdigit()] == ["0", "1", "2"]
+    assert max(map(len, out.splitlines()[:10])) <= 80
+    assert json.loads((tmp_path / "out" / "survey.json").read_text())["model"]["depth"] == 3
+    assert (tmp_path / "out" / "tables" / "block_influence.csv").exists()
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_json_is_all_there_is_on_standard_output(tiny_folder, text_file, capsys) -> None:
+    names = ("block_influence", "residual_cosine")
+    code, out, _ = run(capsys, "survey", tiny_folder, "--text", text_file, "--json", "--only", *names, "--seed", "3")
+    document = json.loads(out)
+    assert code == 0
+    assert sorted(document["tables"]) == sorted(names)
+    assert document["settings"]["seed"] == 3
+
+
+def test_options_reach_the_library(tiny_folder, text_file, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {}
+
+    def survey(model: str, data: Path, **settings: object) -> SimpleNamespace:
+        seen.update(settings, model=model, data=data)
+        return SimpleNamespace(to_dict=dict)
+
+    monkeypatch.setattr(verbs, "survey", survey)
+    run(
+        capsys, "survey", "demo", "--text", text_file, "--skip", "a", "b", "--set", "logit_lens.tokens=64",
+        "x.y=[1, 2]", "--set", "x.z=no", "--blocks", "model.layers", "--device", "cuda", "--dtype", "float16",
+        "--max-tokens", "99", "--length", "33", "--tier", "deep", "--trust-remote-code", "--json",
+    )  # fmt: skip
+    assert seen == {
+        "model": "demo", "data": str(text_file), "tier": "deep", "only": [], "skip": ["a", "b"],
+        "blocks": "model.layers", "options": {"logit_lens": {"tokens": 64}, "x": {"y": [1, 2], "z": False}},
+        "device": "cuda", "dtype": "float16", "max_tokens": 99, "length": 33, "seed": 0,
+        "trust_remote_code": True, "progress": False,
+    }  # fmt: skip
+
+
+def test_lists_and_explanations(tiny_folder, text_file, capsys) -> None:
+    code, out, _ = run(capsys, "list", "measures")
+    assert code == 0
+    assert {"angular_distance", "weight_spectrum"} <= {line.split()[0] for line in out.splitlines()}
+    code, out, _ = run(capsys, "explain", "block_influence")
+    assert code == 0
+    assert "at least 0, at most 2" in out
+    assert "1 − cos(h_l, h_{l+1})" in out
+    code, out, _ = run(capsys, "list", "towers", tiny_folder, "--text", text_file)
+    assert code == 0
+    assert out.splitlines()[1].split() == ["model.layers", "3", "LlamaDecoderLayer"]
+
+
+def test_claims_are_listed_and_explained(capsys) -> None:
+    for arguments in (("claims",), ("list", "claims")):
+        code, out, _ = run(capsys, *arguments)
+        assert code == 0
+        assert "residual_depth" in out
+    code, out, _ = run(capsys, "explain", "residual_depth")
+    assert code == 0
+    assert "Control" in out
+
+
+@pytest.mark.parametrize("verdict, expected", [("holds", 0), ("inconclusive", 0), ("fails", 1)])
+def test_a_claim_that_fails_is_exit_code_1(verdict: str, expected: int, tmp_path, capsys, monkeypatch) -> None:
+    columns = ("claim", "verdict", "paper", "budget", "seeds", "date")
+    table = pd.DataFrame(
+        [("a", "holds", "1", "small", 5, "today"), ("b", verdict, "2", "small", 5, "today")], columns=columns
+    )
+    seen = {}
+    monkeypatch.setattr(verbs, "claims", lambda names, **settings: seen.update(settings, names=names) or table)
+    code, out, _ = run(capsys, "claims", "run", "a", "b", "--budget", "full", "--seeds", "4", "--out", tmp_path / "out")
+    assert code == expected
+    assert "claims.html" in out
+    assert seen == {
+        "names": ["a", "b"], "all": False, "budget": "full", "seeds": 4, "out": tmp_path / "out", "progress": False,
+    }  # fmt: skip
+
+
+def test_version_and_help(capsys) -> None:
+    assert run(capsys, "--version")[1] == "layerwright 0.1.0\n"
+    for arguments in ((), ("--help",), ("survey", "--help"), ("claims", "run", "--help")):
+        code, out, _ = run(capsys, *arguments)
+        assert code == 0
+        assert "Usage" in out
+
+
+def test_wrong_usage_is_one_line(tiny_folder, text_file, capsys) -> None:
+    assert "--teir" in fails(capsys, "survey", "demo", "--teir", "quick")
+    assert "MODEL" in fails(capsys, "survey")
+    assert "quick" in fails(capsys, "survey", "demo", "--tier", "quik")
+    assert "surve" in fails(capsys, "surve", "demo")
+    assert "--seed" in fails(capsys, "survey", "demo", "--seed", "many")
+    assert "NAME.OPTION=VALUE" in fails(capsys, "survey", "demo", "--set", "gap=2")
+    assert "expected one" in fails(capsys, "survey", "demo", "--text", "a", "--images", "b")
+    assert "lw list towers MODEL" in fails(capsys, "list", "towers")
+    assert "--all" in fails(capsys, "claims", "run")
+
+
+def test_wrong_names_are_answered_with_the_nearest(tiny_folder, text_file, capsys) -> None:
+    base = ("survey", tiny_folder, "--text", text_file)
+    assert "did you mean 'angular_distance'" in fails(capsys, *base, "--only", "angular_distnace")
+    assert "no option 'gpa'" in fails(capsys, *base, "--set", "angular_distance.gpa=3")
+    assert "did you mean" in fails(capsys, "explain", "block_influense")
+    assert "model.layers" in fails(capsys, *base, "--only", "block_influence", "--blocks", "model.layer")
+
+
+def test_bad_paths(tiny_folder, tmp_path, capsys) -> None:
+    assert "no folder" in fails(capsys, "survey", tmp_path / "none")
+    assert "no file or folder" in fails(capsys, "survey", tiny_folder, "--text", tmp_path / "none")
+    (tmp_path / "file").write_text("x")
+    assert "is a file" in fails(capsys, "survey", tiny_folder, "--out", tmp_path / "file" / "out")
+
+
+def test_an_unwritable_folder_is_found_before_the_work(tiny_folder, tmp_path, capsys, monkeypatch) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(verbs, "survey", lambda *a, **k: pytest.fail("the survey ran"))
+    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refuse)
+    assert "Permission denied" in fails(capsys, "survey", tiny_folder, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def raising(error: BaseException):
+    def survey(*_: object, **__: object) -> None:
+        raise error
+
+    return survey
+
+
+def test_errors_in_the_work(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "survey", raising(OSError(errno.ENOSPC, "No space left on device", "out/survey.json")))
+    assert fails(capsys, "survey", "demo") == (
+        "error: out/survey.json cannot be read or written: No space left on device\n"
+    )
+    monkeypatch.setattr(verbs, "survey", raising(UserError("first\nsecond")))
+    assert fails(capsys, "survey", "demo") == "error: first second\n"
+    monkeypatch.setattr(verbs, "survey", raising(ZeroDivisionError()))
+    with pytest.raises(ZeroDivisionError):  # a bug of ours is not dressed up as the user's mistake
+        cli._run(["survey", "demo"])
+
+
+def test_ctrl_c(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs, "survey", raising(KeyboardInterrupt()))
+    code, out, err = run(capsys, "survey", "demo")
+    assert (code, out) == (130, "")
+    assert err.count("\n") == 1
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "layerwright.cli", "survey", str(tmp_path / "none")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no folder")
+    assert "Traceback" not in done.stderr
