@@ -117,10 +117,10 @@ def expendable(survey: Survey) -> Iterator[Finding]:
     yield Finding(
         "expendable", f"{_blocks(cheap).capitalize()} hardly {'matters' if len(cheap) == 1 else 'matter'} for the loss",
         cheap,
-        [*(f"skipping block {b} raises the loss by {rise[b]:+.3f} nat/token (at most {high[b]:.3f})" for b in order[:4]),
+        [*(f"skipping block {b} costs {rise[b]:.3f} nat/token (at most {high[b]:.3f})" for b in order[:4]),
          f"the median block costs {rise.median():.3f}, the dearest {rise.max():.2f} (block {int(rise.idxmax())})"],
-        f"Try the model without {_blocks(chosen)}: each was skipped alone, and together they cost {total:.2f} nat/token "
-        "if the costs add up, which the reshape must verify.",
+        f"Try the model without {_blocks(chosen)}, the cheapest: each was skipped alone, and together they cost "
+        f"{total:.2f} nat/token if the costs add up, which the reshape must verify.",
         "act",
         Plan(({"drop": chosen},), str(survey.model.get("name", "")),
              f"single skips raise the loss by {total:.3f} nat/token in sum"),
@@ -140,7 +140,8 @@ def keep(survey: Survey) -> Iterator[Finding]:
         yield Finding(
             "keep", f"{_blocks(vital).capitalize()} must not be touched", vital,
             [*evidence[:4], f"the median block costs {rise.median():.3f}"],
-            f"Keep {'it' if len(vital) == 1 else 'them'} whole in any edit: no pruning, no sharing, no low rank.", "protect",
+            f"Keep {'it' if len(vital) == 1 else 'them'} whole in any edit: no pruning, no sharing, no low rank.",
+            "protect",
         )  # fmt: skip
 
 
@@ -189,8 +190,8 @@ def near_identities(survey: Survey) -> Iterator[Finding]:
     if len(near) >= max(2, len(upper) // 3):
         yield Finding(
             "near_identities", f"{_blocks(near).capitalize()} are close to the identity", near,
-            [f"‖J − I‖ is {distance[near].mean():.2f} of the identity's size there, {distance.iloc[: len(distance) // 2].mean():.2f} "
-             "in the lower half"],
+            [f"‖J − I‖ is {distance[near].mean():.2f} of the identity's size there, "
+             f"{distance.iloc[: len(distance) // 2].mean():.2f} in the lower half"],
             "Such blocks refine rather than compute; look at their skips before deciding that they are spare.", "watch",
         )  # fmt: skip
 
@@ -207,7 +208,7 @@ def lower_half(survey: Survey) -> Iterator[Finding]:
     depth = int(survey.model["depth"])
     low, high = effect[effect.index < depth // 2].mean(), effect[effect.index >= depth // 2].mean()
     if np.isfinite(low) and np.isfinite(high) and high < low / 2:
-        blocks = [b for b in range(depth // 2, depth)]
+        blocks = list(range(depth // 2, depth))
         words = "later tokens" if kind == "future" else "later blocks"
         yield Finding(
             "lower_half", f"The upper half of the tower matters less for {words}", blocks,
@@ -228,7 +229,8 @@ def answer_forms(survey: Survey) -> Iterator[Finding]:
         half = int(agreement.index[agreement >= 0.5].min())
         yield Finding(
             "answer_forms", "The answer forms up to the last blocks", list(range(half, depth)),
-            [f"decoded after block {unready - 1}, the first choice is the final one on {agreement[unready]:.0%} of tokens",
+            [f"decoded after block {unready - 1}, the first choice is the final one on "
+             f"{agreement[unready]:.0%} of tokens",
              f"it is so on half of the tokens from block {half - 1} on"],
             "The whole depth is used for the answer: no early exit is free here.", "good",
         )  # fmt: skip

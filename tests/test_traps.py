@@ -26,7 +26,7 @@ def assert_equal(found: dict[str, pd.DataFrame], expected: dict[str, pd.DataFram
         for key in frame.select_dtypes("number"):
             a, b = (torch.tensor(x[key].to_numpy(dtype=float)) for x in (found[name], frame))
             torch.testing.assert_close(
-                a, b, rtol=rtol, atol=rtol / 10, equal_nan=True, msg=lambda m: f"{name} {key}: {m}"
+                a, b, rtol=rtol, atol=rtol / 10, equal_nan=True, msg=lambda m, at=f"{name} {key}": f"{at}: {m}"
             )
 
 

@@ -13,7 +13,7 @@ from layerwright.core.registry import Measure
 
 
 class Numbers(NamedTuple):
-    """What a measure gave for one row: numbers by sequence or token, and where they count (None: wherever tokens do)."""
+    """What a measure gave for one row: numbers by sequence or token, and where they count (None: where tokens do)."""
 
     values: Tensor
     where: Tensor | None = None

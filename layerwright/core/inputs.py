@@ -45,8 +45,10 @@ def batch_size(inputs: Inputs) -> int:
 def on_device(inputs: Inputs, model: nn.Module) -> Inputs:
     """The batch where the model's first weights are."""
     device = next((p.device for p in model.parameters()), None)
-    if device is None or isinstance(inputs, Tensor):
-        return inputs if device is None else inputs.to(device)
+    if device is None:
+        return inputs
+    if isinstance(inputs, Tensor):
+        return inputs.to(device)
     if isinstance(inputs, tuple):
         return tuple(x.to(device) if isinstance(x, Tensor) else x for x in inputs)
     return {key: x.to(device) if isinstance(x, Tensor) else x for key, x in inputs.items()}

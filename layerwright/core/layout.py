@@ -46,7 +46,7 @@ class Layout:
 
 
 def find_layout(shape: tuple[int, ...], batch: int, blocks: Iterable[nn.Module]) -> Layout:
-    """Read the layout off the shape of a state: the batch axis by its size, the width by the sizes that the weights know."""
+    """Read the layout off the shape of a state: the batch axis by its size, the width by those of the weights."""
     if len(shape) == 1 or (len(shape) == 2 and shape[0] != batch):
         raise ValueError(f"a stream of shape {shape} has no batch axis of {batch}")
     batch_axis = 1 if len(shape) == 3 and shape[0] != batch and shape[1] == batch else 0

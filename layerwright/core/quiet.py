@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,8 +33,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     compiled = {m: m._compiled_call_impl for m in modes if getattr(m, "_compiled_call_impl", None) is not None}
     trainable = [p for p in model.parameters() if p.requires_grad]
     fast = torch.backends.mha.get_fastpath_enabled()
-    # A block that is called again must not find the keys of its last call, also where a wrapper hides the model's options.
-    configs = {id(c): c for m in modes if getattr(c := getattr(m, "config", None), "use_cache", None) is True}
+    # A block that is called again must not find the keys of its last call, also where a wrapper hides the options.
+    configs: dict[int, Any] = {
+        id(c): c for m in modes if getattr(c := getattr(m, "config", None), "use_cache", 0) is True
+    }
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))

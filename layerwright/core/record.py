@@ -17,7 +17,7 @@ from layerwright.core.forward import ForwardPass
 from layerwright.core.inputs import Inputs, on_device, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.quiet import undisturbed
-from layerwright.core.reduce import Reduced
+from layerwright.core.reduce import Key, Reduced
 from layerwright.core.registry import Measure
 from layerwright.core.replay import Replay
 from layerwright.core.skips import SkipPass
@@ -229,7 +229,7 @@ class _Recorder:
         value = m.function(*fields, **options)
         replicates = [replicate_fields(f, reduced[n], self.seed) for f, n in zip(fields, m.needs, strict=True)]
         again = [m.function(*given, **options) for given in zip(*replicates, strict=False)]
-        keys = [(name,) for name in value]
+        keys: list[Key] = [(name,) for name in value]
         columns = derived_columns(np.array([*value.values()], dtype=float), [np.array([*a.values()]) for a in again])
         self.out.tables[m.name] = table(m.index, keys, columns, m.meta())
 

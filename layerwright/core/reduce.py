@@ -70,9 +70,9 @@ class Reducer:
 
     def finish(self) -> Reduced:
         """Everything reduced."""
-        if not self._sums:
-            return Reduced([], *(np.zeros((0, 0)) for _ in range(5)), np.zeros((0, 0)))
-        return Reduced(self.keys, *np.concatenate(self._sums, axis=-1), self._sample)
+        sums = np.concatenate(self._sums, axis=-1) if self._sums else np.zeros((5, 0, 0))
+        total, squares, count, nonfinite, top = sums
+        return Reduced(self.keys, total, squares, count, nonfinite, top, self._sample)
 
 
 @dataclass

@@ -58,7 +58,7 @@ class Replay:
         return output
 
     def tail(self, state: Tensor, inputs: Inputs | None = None) -> Any:
-        """The model's output had the tower ended in `state`; `inputs` are those of fewer sequences, where it has fewer."""
+        """The model's output had the tower ended in `state`; `inputs` where it has fewer sequences."""
         return tail(self.stack, self._structures, state, self.inputs if inputs is None else inputs)
 
     def enter(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> None:
@@ -165,7 +165,7 @@ _STREAM = _Stream()
 
 
 def _stream(args: tuple[Any, ...], kwargs: dict[str, Any], last: Tensor | None, stack: Stack) -> Tensor:
-    """The argument that is the stream: the last block's output, or for the first block what is as wide as the stream."""
+    """The argument that is the stream: the last block's output, or what is as wide for the first block."""
     given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     layout = stack.layout
     fits = [x for x in given if x.ndim == layout.ndim and x.shape[layout.width] == stack.width]

@@ -118,7 +118,7 @@ def _scale(current: Tensor, target: Tensor, output: Tensor) -> float | None:
 
 
 def _fits(step: Tensor, added: Tensor, target: Tensor) -> bool:
-    """Whether a step between two states is what was added: nearly, or as nearly as the states' own rounding lets see."""
+    """Whether a step between two states is what was added: nearly, or as nearly as rounding lets see."""
     error = (step - added).abs()
     rounding = torch.finfo(target.dtype).eps * (target.double().flatten().abs() + added.abs())
     explained = error.norm() / step.norm()

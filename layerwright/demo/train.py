@@ -3,7 +3,8 @@
 A Llama-style causal LM over byte-level BPE on the source of the Python standard library (`corpus.py` says which files).
 Matrices inside the blocks are trained with Muon, everything else with AdamW; the learning rate warms up, holds, and
 decays linearly to zero over `--steps`, so that a run does not depend on how busy the machine is. Forward passes run
-in bfloat16 where the processor has it. Writes the weights, the tokenizer, `training.json` (settings, loss curve) and `heldout.json`.
+in bfloat16 where the processor has it. Writes the weights, the tokenizer, `training.json` (settings, loss curve) and
+`heldout.json`.
 """
 
 from __future__ import annotations
@@ -48,14 +49,15 @@ def windows(ids: torch.Tensor, rows: int, length: int, generator: torch.Generato
     return torch.stack([ids[s : s + length] for s in starts.tolist()])
 
 
-def loss_of(model, batch: torch.Tensor, bf16: bool) -> torch.Tensor:
+def loss_of(model: torch.nn.Module, batch: torch.Tensor, bf16: bool) -> torch.Tensor:
+    """Mean next-token loss of a batch of windows, nat per token."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         logits = model(input_ids=batch).logits
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
 
 
 @torch.no_grad()
-def evaluate(model, rows: torch.Tensor) -> float:
+def evaluate(model: torch.nn.Module, rows: torch.Tensor) -> float:
     """Mean loss in nat per token over all rows, float32."""
     model.eval()
     total = sum(loss_of(model, part, bf16=False).item() * len(part) for part in rows.split(16))
@@ -68,7 +70,8 @@ def learning_rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 50) * min(1.0, (1 - step / steps) / 0.6)
 
 
-def optimizers(model, lr: float) -> list[torch.optim.Optimizer]:
+def optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for embeddings and norms."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
@@ -79,6 +82,7 @@ def optimizers(model, lr: float) -> list[torch.optim.Optimizer]:
 
 
 def train(a: argparse.Namespace) -> None:
+    """Tokenize, train, evaluate and save."""
     torch.manual_seed(a.seed)
     library, tests, held_out = corpus.split()
     texts = [[t for p in paths if (t := corpus.read(p))] for paths in (library, tests, held_out)]
@@ -97,7 +101,7 @@ def train(a: argparse.Namespace) -> None:
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     model.config.use_cache = False
-    step_model = torch.compile(model) if a.compile else model
+    step_model: torch.nn.Module = torch.compile(model) if a.compile else model  # type: ignore[assignment]  # it stays a module
     opts = optimizers(model, a.lr)
     generator = torch.Generator().manual_seed(a.seed)
     bf16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and not a.float32
@@ -126,13 +130,19 @@ def train(a: argparse.Namespace) -> None:
                 flush=True,
             )
     nat = evaluate(model, rows[:512])
-    final = {"steps": a.steps, "tokens": a.steps * a.batch * a.length, "held_out_loss_nat": nat,
-             "held_out_bits_per_byte": nat / math.log(2) / bytes_per_token, "bytes_per_token": bytes_per_token}  # fmt: skip
+    final = {
+        "steps": a.steps,
+        "tokens": a.steps * a.batch * a.length,
+        "held_out_loss_nat": nat,
+        "held_out_bits_per_byte": nat / math.log(2) / bytes_per_token,
+        "bytes_per_token": bytes_per_token,
+    }
     print(json.dumps(final), flush=True)
     save(a, model, tokenizer, held_out, {"settings": vars(a) | {"out": None}, "curve": curve, "final": final})
 
 
-def save(a: argparse.Namespace, model, tokenizer: Tokenizer, held_out: list[Path], log: dict) -> None:
+def save(a: argparse.Namespace, model: LlamaForCausalLM, tokenizer: Tokenizer, held_out: list[Path], log: dict) -> None:
+    """Write the bfloat16 weights, the tokenizer, the log and the list of held-out files."""
     out = Path(a.out)
     model.config.use_cache = True
     model.to(torch.bfloat16).save_pretrained(out)
@@ -144,6 +154,7 @@ def save(a: argparse.Namespace, model, tokenizer: Tokenizer, held_out: list[Path
 
 
 def main() -> None:
+    """Read the options and train."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", required=True, help="folder for the weights, tokenizer and log")
     p.add_argument("--steps", type=int, default=3600)

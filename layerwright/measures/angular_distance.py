@@ -26,6 +26,7 @@ def angular_distance(last_token: Tensor) -> dict[tuple[int, int], Tensor]:
         by (block, gap): `[batch]`, unit 1, in [0, 1]; 1/2 for orthogonal states.
 
     Example:
+        >>> import torch
         >>> angular_distance(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]]))[0, 2]
         tensor([1.])
 

@@ -39,7 +39,8 @@ def effective_depth(
         blocks counted from 0, and ratios in (0, 1]; NaN where a threshold is never crossed.
 
     Example:
-        >>> cos = Field(("block", "part"), [(b, "block") for b in range(4)], np.array([-0.2, -0.2, 0.3, 0.3]), np.zeros(4))
+        >>> rows = [(b, "block") for b in range(4)]
+        >>> cos = Field(("block", "part"), rows, np.array([-0.2, -0.2, 0.3, 0.3]), np.zeros(4))
         >>> keys = [(p, q) for q in ("kl", "top5_overlap") for p in range(5)]
         >>> lens = Field(("point", "quantity"), keys, np.array([4, 3, 1, 0.5, 0, 0, 0, 0, 0.4, 1.0]), np.zeros(10))
         >>> {name: float(d) for name, d in effective_depth(cos, lens).items()}

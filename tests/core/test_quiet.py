@@ -19,7 +19,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", 
 
 
 def used_model() -> nn.Module:
-    """A model in the middle of its life: partly in training, partly frozen, with gradients, hooks and an own forward."""
+    """A model in the middle of its life: partly in training, partly frozen, with gradients and hooks."""
     model = llama()
     model(input_ids=token_ids(), labels=token_ids()).loss.backward()
     model.train()

@@ -28,7 +28,7 @@ def assert_equal(found: dict[str, pd.DataFrame], expected: dict[str, pd.DataFram
         for column in frame.columns.difference(index):
             a, b = (torch.tensor(x[column].to_numpy(dtype=float)) for x in (found[name], frame))
             torch.testing.assert_close(
-                a, b, rtol=2e-5, atol=2e-6, equal_nan=True, msg=lambda m: f"{name} {column}: {m}"
+                a, b, rtol=2e-5, atol=2e-6, equal_nan=True, msg=lambda m, at=f"{name} {column}": f"{at}: {m}"
             )
 
 

@@ -143,7 +143,7 @@ def forward_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 
 def test_images() -> None:
     """A grid of features and one answer a picture."""
-    model, inputs, expected = ZOO["resnet"]()
+    model, inputs, _ = ZOO["resnet"]()
     labels = torch.tensor([1, 0, 1])
     found = column(tables(model, {**inputs, "labels": labels}, "skip_output")["skip_output"], quantity="loss_increase")
     model.eval()

@@ -37,7 +37,7 @@ def test_hand_values() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "resnet", "mamba"])
 def test_every_matrix_of_every_block(name: str) -> None:
-    model, inputs, expected = ZOO[name]()
+    model, inputs, _ = ZOO[name]()
     frame = tables(model, inputs, "weight_spectrum")["weight_spectrum"]
     seen = 0
     for b, block in enumerate(model.get_submodule(p) for p in paths(name)):
