@@ -60,9 +60,10 @@ def medians(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[st
 
 
 def peak_memory(script: str, contender: str) -> float:
-    """Peak resident memory in MB of one contender, alone in a process of its own (`script --only contender`)."""
-    done = subprocess.run([sys.executable, script, "--only", contender], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
+    """Median over three processes of the peak resident memory in MB of one contender (`script --only contender`)."""
+    command = [sys.executable, script, "--only", contender]
+    runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(3)]
+    return statistics.median(json.loads(run.stdout.splitlines()[-1])["peak_mb"] for run in runs)
 
 
 def report_peak() -> None:
