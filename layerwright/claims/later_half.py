@@ -48,7 +48,7 @@ EXPECTED = (
 )
 
 
-@claim(paper="2505.13898", minutes=(2, 15), seeds=(6, 12))
+@claim(paper="2505.13898", minutes=(1, 15), seeds=(6, 12))
 def run(seed: int, budget: Budget) -> Verdict:
     """Run the experiment."""
     size = SIZES[budget.name]

@@ -45,7 +45,7 @@ EXPECTED = (
 )
 
 
-@claim(paper="2510.03470", minutes=(0.3, 4), seeds=(8, 20))
+@claim(paper="2510.03470", minutes=(0.4, 2), seeds=(8, 20))
 def run(seed: int, budget: Budget) -> Verdict:
     """Run the experiment."""
     size = SIZES[budget.name]

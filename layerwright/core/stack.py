@@ -119,9 +119,21 @@ def _choose(towers: tuple[Tower, ...], blocks: str | None) -> Tower:
 def _with_details(stack: Stack, inputs: Inputs) -> Stack:
     """Sublayers of every block, and whether the tower is causal: both need blocks that can be called again."""
     replay = Replay(stack, inputs)
+    _check_batch_axis(stack, replay)
     causal = _is_causal(stack, replay)
     head, tokenwise = _head(stack, replay, causal)
     return replace(stack, parts=_parts(stack, replay), causal=causal, head=head, tokenwise=tokenwise)
+
+
+def _check_batch_axis(stack: Stack, replay: Replay) -> None:
+    """Change all sequences but the first: where that changes the first, the axis taken for the batch holds tokens."""
+    base, tokens = replay.states[0], stack.layout.tokens(replay.states[0])
+    changed = replay.block(0, stack.layout.native(torch.cat([tokens[:1], _other(tokens[1:])]), base))
+    if not _equal(stack.layout.tokens(changed)[:1], stack.layout.tokens(replay.states[1])[:1]):
+        raise UserError(
+            f"sequences act on one another in block 0 of {stack.tower.path}: the first axis of the inputs must be the "
+            "batch; transpose them, or build the model with batch_first=True"
+        )
 
 
 def _parts(stack: Stack, replay: Replay) -> tuple[tuple[Sublayer, ...], ...]:

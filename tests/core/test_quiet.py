@@ -45,6 +45,7 @@ def everything(model: nn.Module) -> dict[str, Any]:
         "weight objects": [id(p) for p in model.parameters()],
         "weights": [p.detach().clone() for p in (*model.parameters(), *model.buffers())],
         "hooks": [[list(getattr(m, name).items()) for name in _HOOKS] for m in model.modules()],
+        "options": [dict(vars(m.config)) for m in model.modules() if hasattr(m, "config")],
         "forward": [m.__dict__.get("forward") for m in model.modules()],
         "attributes": [sorted(m.__dict__) for m in model.modules()],
         "torch random state": torch.get_rng_state(),

@@ -159,6 +159,15 @@ def test_relu_in_place_between_layers_writes_into_its_input() -> None:
     assert "writes into its input" in error(nn.Sequential(*layers), vectors(4, WIDTH))
 
 
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_tokens_in_front_of_the_batch_are_told_apart_from_sequences(norm_first: bool) -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 24, batch_first=False, norm_first=norm_first)
+    model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    message = error(model, vectors(TOKENS, 4, WIDTH))
+    assert "the first axis of the inputs must be the batch" in message
+    assert "batch_first=True" in message
+
+
 @pytest.mark.parametrize("padded", ["right", "left"])
 def test_padding_does_not_hide_that_tokens_look_ahead(padded: str) -> None:
     ids = token_ids(4)

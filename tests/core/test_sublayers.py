@@ -77,6 +77,22 @@ def test_a_post_normalised_block_is_no_sum(dtype: torch.dtype) -> None:
     assert parts_of(Post(), Post(), dtype=dtype) == [[], []]
 
 
+def test_nor_is_it_where_its_steps_are_as_small_as_the_rounding() -> None:
+    """x + f(x) and its norm then differ by less than bfloat16 can hold."""
+
+    class Post(Parallel):
+        def __init__(self) -> None:
+            super().__init__()
+            for p in (*self.f.parameters(), *self.w.parameters()):
+                p.data *= 0.02
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.n(x + self.f(x))
+            return self.n(y + self.w(y))
+
+    assert parts_of(Post(), Post(), Post(), dtype=torch.bfloat16) == [[]] * 3
+
+
 def test_a_dead_part_is_known_from_other_blocks_of_its_make() -> None:
     dead, dying = Block(), Block()
     nn.init.zeros_(dead.w.weight), nn.init.zeros_(dead.w.bias)
