@@ -228,10 +228,10 @@ def answer_forms(survey: Survey) -> Iterator[Finding]:
     if depth >= 6 and high.get(unready, np.inf) < READY_AGREEMENT:
         half = int(agreement.index[agreement >= 0.5].min())
         yield Finding(
-            "answer_forms", "The answer forms up to the last blocks", list(range(half, depth)),
+            "answer_forms", "The answer forms up to the last blocks", list(range(min(half, depth - 1), depth)),
             [f"decoded after block {unready - 1}, the first choice is the final one on "
              f"{agreement[unready]:.0%} of tokens",
-             f"it is so on half of the tokens from block {half - 1} on"],
+             f"it is so on half of the tokens from block {max(half - 1, 0)} on"],
             "The whole depth is used for the answer: no early exit is free here.", "good",
         )  # fmt: skip
 

@@ -233,6 +233,14 @@ def test_the_page_says_everything_once(coin, tmp_path: Path) -> None:
     assert "http" not in html.replace("https://arxiv.org", "").replace("http://www.w3.org", "")
 
 
+def test_the_page_says_why_a_claim_does_not_hold(coin, tmp_path: Path) -> None:
+    verbs.claims(["coin"], out=tmp_path)
+    (record,) = ledger.read(tmp_path / "claims.json")
+    record["measured"]["heads"] |= {"met": None, "control": True}
+    html = page([record | {"verdict": "inconclusive", "holds": None}])
+    assert "share of &lt;heads&gt; (control): undecided, 0.441 to 0.569 where above 0.4 is claimed" in html
+
+
 # What comes with the package
 
 

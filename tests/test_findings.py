@@ -381,6 +381,15 @@ def test_answer_forms_up_to_the_last_blocks() -> None:
 
 
 @pytest.mark.parametrize(
+    "agreement, blocks, start", [([0.0] * 12 + [1.0], [11], 11), ([0.6] * 12 + [1.0], [*range(12)], 0)]
+)
+def test_answer_forms_at_either_end_of_the_tower(agreement: list[float], blocks: list[int], start: int) -> None:
+    finding = spoken("answer_forms", survey(logit_lens=lens(agreement, [1.0] * 12 + [0.0])))
+    assert finding.blocks == blocks
+    assert finding.evidence[1] == f"it is so on half of the tokens from block {start} on"
+
+
+@pytest.mark.parametrize(
     "agreement",
     [
         [0.0] * 9 + [0.8, 0.95, 0.98, 1.0],

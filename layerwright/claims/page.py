@@ -14,6 +14,7 @@ from layerwright.report.scale import text
 
 _HERE = Path(__file__).parent
 _TONES = {"holds": "good", "fails": "act", "inconclusive": "watch"}
+_OUTCOMES = {True: "as claimed", False: "not so", None: "undecided"}
 
 
 def page(records: Sequence[Mapping[str, Any]]) -> str:
@@ -30,10 +31,21 @@ def page(records: Sequence[Mapping[str, Any]]) -> str:
     environment.filters |= {"number": text, "paragraphs": _paragraphs, "tone": lambda word: _TONES.get(word, "watch")}
     style = Path(report.__file__).with_name("style.css").read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
-        records=[dict(r) | {"figure": Markup(r["figure"] or "")} for r in records],  # drawn by `figure.py`
+        # The figure is the work of `figure.py`, which escapes what it is given.
+        records=[dict(r) | {"figure": Markup(r["figure"] or ""), "reasons": _reasons(r)} for r in records],
         style=Markup(style),
-        met={True: "as claimed", False: "not so", None: "undecided"},
+        met=_OUTCOMES,
     )
+
+
+def _reasons(record: Mapping[str, Any]) -> list[str]:
+    """Why a claim does not hold: every number that is not where it should be."""
+    return [
+        f"{m['meaning']}{' (control)' if m['control'] else ''}: {_OUTCOMES[m['met']]}, {text(m['low'])} to "
+        f"{text(m['high'])}{'' if m['unit'] == '1' else ' ' + m['unit']} where {m['expected']} is claimed"
+        for m in record["measured"].values()
+        if m["expected"] and m["met"] is not True
+    ]
 
 
 def _paragraphs(protocol: str) -> list[tuple[str, str]]:
