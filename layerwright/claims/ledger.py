@@ -15,8 +15,8 @@ from layerwright import __version__
 from layerwright.claims.page import page
 from layerwright.core.claim import BUDGETS, CLAIMS, Claim, Verdict, choose
 from layerwright.core.errors import UserError
+from layerwright.core.files import write_files
 from layerwright.core.progress import bars
-from layerwright.core.survey import write_files
 from layerwright.core.trials import Budget, plain
 
 Record = dict[str, Any]

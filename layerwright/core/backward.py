@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layerwright.core.batch import Batch, generator_for
 from layerwright.core.desk import Desk
-from layerwright.core.replay import Replay, in_float, read_logits
+from layerwright.core.replay import Replay
 from layerwright.core.stack import Stack
 
 
@@ -26,38 +26,48 @@ class BackwardPass:
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Walk down the tower; `progress` gets the number of blocks done."""
-        states, tokens = self.replay.states, self.stack.layout.tokens
-        gradient = self._top() if self.desk.wants("gradient") else None
+        gradient = self.top() if self.desk.wants("gradient") else None
         for k in reversed(range(self.stack.depth)):
-            with torch.enable_grad():
-                state = states[k].detach().requires_grad_()
-                after = self.replay.block(k, state)
-            if gradient is not None:
-                update = tokens(states[k + 1]) - tokens(states[k])
-                given = {"update": update, "gradient": tokens(gradient) * self._per_token()}
-                self.desk.give("gradient", (k,), given)
-                (gradient,) = torch.autograd.grad(after, state, gradient, retain_graph=self.desk.wants("jacobian"))
-            if self.desk.wants("jacobian"):
-                self._jacobian(k, state, after)
+            gradient = self.step(k, gradient)
             progress(1)
+        self.close()
+
+    def step(self, k: int, gradient: Tensor | None) -> Tensor | None:
+        """Block application `k`: from the gradient by the state after it to that by the state before it."""
+        tokens = self.stack.layout.tokens
+        with torch.enable_grad():
+            state = self.replay.states[k].detach().requires_grad_()
+            after = self.replay.block(k, state)
+        if gradient is not None:
+            update = tokens(self.replay.states[k + 1]) - tokens(state.detach())
+            given = {"update": update, "gradient": tokens(gradient) * self._per_token()}
+            self.desk.give("gradient", (k,), given)
+            (gradient,) = torch.autograd.grad(after, state, gradient, retain_graph=self.desk.wants("jacobian"))
+        if self.desk.wants("jacobian"):
+            self._jacobian(k, state, after)
+        return gradient
+
+    def close(self) -> None:
+        """End the batch, or the block."""
         self.desk.close("gradient", self.batch.mask)
         self.desk.close("jacobian", None)
 
-    def _top(self) -> Tensor | None:
-        """Derivative of the summed loss by the last state, or None where nothing says what the output should be."""
+    def top(self) -> Tensor | None:
+        """Derivative of the summed loss by the last state, or None where nothing says what the output should be.
+
+        A few sequences at a time: logits and their gradient are larger than any state.
+        """
         labels = self.batch.labels(self.stack)
         if labels is None:
             return None
-        with torch.enable_grad():
-            state = self.replay.states[-1].detach().requires_grad_()
-            logits = read_logits(self.replay.tail(state), state)
-            assert logits is not None
-            logits = in_float(logits)
-            logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum"
-            )
-        (gradient,) = torch.autograd.grad(loss, state)
+        state = self.replay.states[-1].detach().requires_grad_()
+        gradient = torch.zeros_like(state)
+        for few in self.replay.few_sequences():
+            with torch.enable_grad():
+                logits = self.replay.logits(state, few).flatten(0, 1)
+                targets = labels[few].flatten()
+                loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
+            gradient += torch.autograd.grad(loss, state)[0]
         return gradient
 
     def _per_token(self) -> Tensor:

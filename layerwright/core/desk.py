@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from layerwright.core.reduce import Key, Reducer
+from layerwright.core.packet import Packet
+from layerwright.core.reduce import Group, Key, Reducer
 from layerwright.core.registry import Measure
 
 
@@ -64,13 +65,34 @@ class Desk:
     def add(self, name: str, key: Key, numbers: Numbers) -> None:
         """Hand numbers to a measure's reducer; a key longer than the table's index loses its end (`part`)."""
         index = next(m.index for m in self.measures if m.name == name)
-        self.reducers[name].add(key[: len(index)], *numbers)
+        values, where = numbers
+        self.reducers[name].add(key[: len(index)], values, where)
 
     def close(self, scope: str, mask: Tensor | None) -> None:
         """End a batch for the measures of a scope; `mask` says which tokens count."""
         for m in self.measures:
             if m.scope == scope:
                 self.reducers[m.name].close_batch(mask)
+
+    def take(self) -> Packet:
+        """All that was reduced, as a packet, and start again: the record of a block, or what one worker has to give."""
+        places: dict[str, list[dict[str, Any]]] = {}
+        tensors: dict[str, Tensor] = {}
+        for name, reducer in self.reducers.items():
+            for number, (keys, group) in enumerate(reducer.groups.items()):
+                places.setdefault(name, []).append({"keys": keys, "stride": group.stride, "seen": group.seen})
+                tensors[f"{name}/{number}/sums"] = torch.from_numpy(group.sums)
+                tensors[f"{name}/{number}/sample"] = torch.from_numpy(group.sample)
+        self.reducers = {m.name: Reducer() for m in self.measures}
+        return Packet({"measures": places}, tensors)
+
+    def put(self, packet: Packet) -> None:
+        """Add what a packet of `take` holds: other rows, or further sequences of the same rows."""
+        for name, places in packet.data["measures"].items():
+            for number, place in enumerate(places):
+                sums, sample = (packet.tensors[f"{name}/{number}/{part}"].numpy() for part in ("sums", "sample"))
+                keys = tuple(tuple(key) for key in place["keys"])
+                self.reducers[name].merge(keys, Group([sums], sample, place["stride"], place["seen"]))
 
 
 def _rows(result: Any, prefix: str) -> Iterable[tuple[Key, Numbers]]:

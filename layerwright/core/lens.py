@@ -21,7 +21,7 @@ _ROW = 16
 
 
 def lens_of_tokens(
-    stack: Stack, desk: Desk, batch: Batch, sampled: list[Tensor], structures: list[Any], output: Any
+    stack: Stack, desk: Desk, batch: Batch, sampled: list[Tensor], structures: list[Any], final: Tensor
 ) -> float:
     """Feed the lens measures where every token's state can be decoded alone; gives the error of lens(h_L) = logits.
 
@@ -31,12 +31,9 @@ def lens_of_tokens(
         batch: the batch, which says where the tokens were sampled.
         sampled: every state of the stream at the sampled tokens, `[B, n, d]` each.
         structures: what the blocks returned beside the stream.
-        output: the model's output on the batch.
+        final: the model's own logits at the sampled tokens, `[B, n, V]`.
     """
-    logits = read_logits(output, batch.native)
-    assert logits is not None
-    n = torch.arange(len(logits), device=logits.device)[:, None]
-    final = in_float(logits[n, batch.sampled].flatten(0, 1))
+    final = final.flatten(0, 1)
     states = torch.stack(sampled).flatten(1, 2)
     decode = _Decoder(stack, batch, structures)
     room = max(1, _AT_ONCE // (final.shape[-1] * decode.row))

@@ -13,13 +13,13 @@ import torch
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
-from layerwright.core.forward import ForwardPass
+from layerwright.core.forward import ForwardPass, sampled_tokens
 from layerwright.core.inputs import Inputs, on_device, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.quiet import undisturbed
 from layerwright.core.reduce import Key, Reduced
 from layerwright.core.registry import Measure
-from layerwright.core.replay import Replay
+from layerwright.core.replay import Replay, in_float, read_logits
 from layerwright.core.skips import SkipPass
 from layerwright.core.stack import Stack
 from layerwright.core.table import derived_columns, replicate_fields, table
@@ -120,10 +120,12 @@ class _Recorder:
         )
         first = self.out.sequences == 0
         # Weights-only surveys need no forward pass, but the tables must still count the tokens of any data given.
-        forward = ForwardPass(self.stack, self.desk, batch, lambda b: self._deep and self._at_once(b) >= b.size)
-        forward.run(check_sum=first)
+        forward = ForwardPass(self.stack, self.desk, batch, self._keeps, check_sum=first)
+        forward.run()
         if self.desk.wants("lens") and self.stack.tokenwise:
-            args = (forward.sampled, forward.structures, forward.output)
+            logits = read_logits(forward.output, batch.native)
+            assert logits is not None
+            args = (forward.sampled, forward.structures, in_float(sampled_tokens(logits, batch)))
             self._note_error("lens", lens_of_tokens(self.stack, self.desk, batch, *args))
         self._note_error("sum", forward.residual_error)
         if self._deep:
@@ -139,6 +141,10 @@ class _Recorder:
         """Whether any measure needs blocks to be called again."""
         lens = self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise
         return lens or self.desk.wants("skip", "skip_output", "gradient", "jacobian")
+
+    def _keeps(self, batch: Batch) -> bool:
+        """Whether the states of a batch are held for the walks after the forward pass."""
+        return self._deep and self._at_once(batch) >= batch.size
 
     def _at_once(self, batch: Batch) -> int:
         """How many sequences the walks may hold the states of."""

@@ -7,7 +7,7 @@ the number of tokens, and splitting the batches differently changes nothing beyo
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,16 +19,16 @@ _SAMPLE = 4096
 
 
 class Reducer:
-    """Statistics of one measure: rows named by keys, filled batch by batch."""
+    """Statistics of one measure: rows named by keys, filled batch by batch.
+
+    A pass over the data gives all rows of a batch at once, a walk over the blocks the rows of one block for all
+    batches. Rows that come together form a group; in the end every group must have seen the same sequences.
+    """
 
     def __init__(self) -> None:
         """Start empty."""
         self._pending: dict[Key, tuple[Tensor, Tensor | None]] = {}
-        self._sums: list[np.ndarray] = []
-        self._sample = np.empty((0, 0), dtype=np.float32)
-        self._stride = 1
-        self._tokens_seen = 0
-        self.keys: list[Key] = []
+        self.groups: dict[tuple[Key, ...], Group] = {}
 
     def add(self, key: Key, values: Tensor, where: Tensor | None = None) -> None:
         """Numbers of one row for the current batch: `[batch]` or `[batch, token]`, or one number.
@@ -41,38 +41,77 @@ class Reducer:
         """Reduce what was added since the last call; `mask` `[batch, token]` says which tokens count."""
         if not self._pending:
             return
-        if not self.keys:
-            self.keys = list(self._pending)
-        if list(self._pending) != self.keys:
-            raise RuntimeError("a batch gave other rows than the first one")
-        values = torch.stack([v.detach() for v, _ in self._pending.values()]).float()
+        pending, self._pending = self._pending, {}
+        values = torch.stack([v.detach() for v, _ in pending.values()]).float()
         base = torch.ones_like(values[0], dtype=torch.bool) if mask is None else mask.to(values.device)
-        counted = torch.stack([base if where is None else base & where for _, where in self._pending.values()])
-        self._pending = {}
+        counted = torch.stack([base if where is None else base & where for _, where in pending.values()])
+        self.groups.setdefault(tuple(pending), Group()).add(values, base, counted)
+
+    def merge(self, keys: tuple[Key, ...], group: Group) -> None:
+        """Take in a group: other rows than those here, or further sequences of the same rows."""
+        if keys in self.groups:
+            self.groups[keys].extend(group)
+        else:
+            self.groups[keys] = group
+
+    def finish(self) -> Reduced:
+        """Everything reduced."""
+        keys = [key for group in self.groups for key in group]
+        sums = [group.sums for group in self.groups.values()]
+        if len({s.shape[-1] for s in sums}) > 1 or len(set(keys)) < len(keys):
+            raise RuntimeError("a batch gave other rows than the first one")
+        total, squares, count, nonfinite, top = np.concatenate(sums, axis=1) if sums else np.zeros((5, 0, 0))
+        samples = [group.sample for group in self.groups.values()]
+        sample = np.concatenate(samples) if samples else np.empty((0, 0), dtype=np.float32)
+        return Reduced(keys, total, squares, count, nonfinite, top, sample)
+
+
+@dataclass
+class Group:
+    """Rows that are reduced together: their sums by sequence, and every `stride`-th of the tokens seen so far."""
+
+    pieces: list[np.ndarray] = field(default_factory=list)
+    sample: np.ndarray = field(default_factory=lambda: np.empty((0, 0), dtype=np.float32))
+    stride: int = 1
+    seen: int = 0
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Sum, sum of squares, tokens, non-finite tokens and maximum: `[5, row, sequence]`."""
+        return np.concatenate(self.pieces, axis=-1)
+
+    def add(self, values: Tensor, base: Tensor, counted: Tensor) -> None:
+        """A batch: numbers `[row, batch, token]`, the tokens of the data, and those that count in each row."""
         finite = values.isfinite()
         used = counted & finite
         x = values.masked_fill(~used, 0.0).double()
         top = values.masked_fill(~used, -torch.inf).amax(-1)
         stats = (x.sum(-1), x.square().sum(-1), used.sum(-1), (counted & ~finite).sum(-1), top)
-        self._sums.append(torch.stack([s.double().cpu() for s in stats]).numpy())
-        self._thin(values.flatten(1), base.flatten(), used.flatten(1))
+        self.pieces.append(torch.stack([s.double().cpu() for s in stats]).numpy())
+        kept = base.flatten().nonzero().flatten()[self._next :: self.stride]
+        tokens = values.flatten(1)[:, kept].masked_fill(~used.flatten(1)[:, kept], torch.nan)
+        self._keep(tokens.cpu().numpy(), int(base.sum()))
 
-    def _thin(self, values: Tensor, counted: Tensor, used: Tensor) -> None:
-        """Keep every `stride`-th token of the run; the stride doubles whenever the sample is full."""
-        places = torch.cumsum(counted, 0) - 1 + self._tokens_seen
-        self._tokens_seen += int(counted.sum())
-        chosen = counted & (places % self._stride == 0)
-        kept = values[:, chosen].masked_fill(~used[:, chosen], torch.nan).cpu().numpy()
-        self._sample = kept if self._sample.size == 0 else np.concatenate([self._sample, kept], axis=1)
-        while self._sample.shape[1] > _SAMPLE:
-            self._sample = self._sample[:, ::2]
-            self._stride *= 2
+    def extend(self, other: Group) -> None:
+        """Further sequences of the same rows, from a group that kept every token (or every `stride`-th)."""
+        self.pieces.append(other.sums)
+        # A thinned sample cannot be aligned with this one, only be put beside it.
+        start, step = (self._next, self.stride) if other.stride == 1 else (0, 1)
+        self.stride = max(self.stride, other.stride)
+        self._keep(other.sample[:, start::step], other.seen)
 
-    def finish(self) -> Reduced:
-        """Everything reduced."""
-        sums = np.concatenate(self._sums, axis=-1) if self._sums else np.zeros((5, 0, 0))
-        total, squares, count, nonfinite, top = sums
-        return Reduced(self.keys, total, squares, count, nonfinite, top, self._sample)
+    @property
+    def _next(self) -> int:
+        """How many tokens to pass over until the next one that is kept."""
+        return -self.seen % self.stride
+
+    def _keep(self, tokens: np.ndarray, seen: int) -> None:
+        """Add thinned tokens; the stride doubles whenever the sample is full."""
+        self.seen += seen
+        self.sample = tokens if self.sample.size == 0 else np.concatenate([self.sample, tokens], axis=1)
+        while self.sample.shape[1] > _SAMPLE:
+            self.sample = self.sample[:, ::2]
+            self.stride *= 2
 
 
 @dataclass

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
-from layerwright.core.inputs import Inputs, call
+from layerwright.core.inputs import Inputs, call, rows
 from layerwright.core.trace import first_tensor, same
 
 if TYPE_CHECKING:
     from layerwright.core.stack import Stack
+
+# Logits held at once: 32 MB in float32.
+_LOGITS_AT_ONCE = 2**23
 
 
 class Replay:
@@ -60,6 +63,19 @@ class Replay:
     def tail(self, state: Tensor, inputs: Inputs | None = None) -> Any:
         """The model's output had the tower ended in `state`; `inputs` where it has fewer sequences."""
         return tail(self.stack, self._structures, state, self.inputs if inputs is None else inputs)
+
+    def logits(self, state: Tensor, sequences: Tensor) -> Tensor:
+        """Logits `[B, T, V]` (or `[B, 1, K]`) of some sequences of the batch, had the tower ended in `state`."""
+        state = state.index_select(self.stack.layout.batch, sequences)
+        logits = read_logits(self.tail(state, rows(self.inputs, sequences)), state)
+        assert logits is not None
+        return in_float(logits.unsqueeze(1) if logits.ndim == 2 else logits)
+
+    def few_sequences(self) -> tuple[Tensor, ...]:
+        """The sequences in portions whose logits, the largest tensors here, can be held: their numbers in the batch."""
+        final = self.states[-1]
+        numbers = torch.arange(final.shape[self.stack.layout.batch], device=final.device)
+        return numbers.split(max(1, _LOGITS_AT_ONCE // self.logits(final, numbers[:1]).numel()))
 
     def enter(self, k: int, args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> None:
         """Block application `k` is called."""

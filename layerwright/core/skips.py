@@ -11,20 +11,19 @@ on, so that what is seen is what the block did for later tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import Tensor
 
 from layerwright.core.batch import Batch, generator_for
 from layerwright.core.desk import Desk, Numbers, join
-from layerwright.core.inputs import rows
 from layerwright.core.reduce import Key
-from layerwright.core.replay import Replay, in_float, read_logits
+from layerwright.core.replay import Replay
 from layerwright.core.stack import Stack
 
-# Logits compared at once: 32 MB in float32.
-_AT_ONCE = 2**23
+# By skipped block and kind; in memory, or on disk where they are many.
+Streams = MutableMapping[tuple[int, str], Tensor]
 
 
 class SkipPass:
@@ -38,21 +37,36 @@ class SkipPass:
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Walk up the tower with all skip streams; `progress` gets the number of block calls made."""
-        states, tokens = self.replay.states, self.stack.layout.tokens
-        streams: dict[tuple[int, str], Tensor] = {}
-        needs_update = self.desk.wants("skip")
+        streams: Streams = {}
         for k in range(self.stack.depth):
-            update = tokens(states[k + 1]) - tokens(states[k])
-            for (source, kind), state in streams.items():
-                streams[source, kind] = after = self.replay.block(k, state)
-                if needs_update:
-                    given = {"update": update, "skipped_update": tokens(after) - tokens(state)}
-                    self._give(kind, (source, k, kind), given)
-            for kind in self.kinds:
-                keep = self.stack.layout.token_mask(self._kept(kind), states[k])
-                streams[k, kind] = torch.where(keep, states[k + 1], states[k])
+            self.step(k, streams)
             progress(len(streams))
+        self.close()
+        self.answer(streams)
+
+    def step(self, k: int, streams: Streams) -> None:
+        """Carry every stream through block application `k`, and start those that skip it."""
+        state, after = self.replay.states[k], self.replay.states[k + 1]
+        update = self.stack.layout.tokens(after) - self.stack.layout.tokens(state)
+        for source, kind in list(streams):
+            streams[source, kind] = self._carry(k, source, kind, streams[source, kind], update)
+        for kind in self.kinds:
+            keep = self.stack.layout.token_mask(self._kept(kind), state)
+            streams[k, kind] = torch.where(keep, after, state)
+
+    def _carry(self, k: int, source: int, kind: str, state: Tensor, update: Tensor) -> Tensor:
+        after = self.replay.block(k, state)
+        if self.desk.wants("skip"):
+            skipped = self.stack.layout.tokens(after) - self.stack.layout.tokens(state)
+            self._give(kind, (source, k, kind), {"update": update, "skipped_update": skipped})
+        return after
+
+    def close(self) -> None:
+        """End the batch, or the block."""
         self.desk.close("skip", self.batch.mask)
+
+    def answer(self, streams: Streams) -> None:
+        """What the model answers at the top of every stream."""
         if self.desk.wants("skip_output") and self.stack.head is not None:
             self._outputs(streams)
             self.desk.close("skip_output", self.batch.mask if self.stack.head == "token" else None)
@@ -90,10 +104,10 @@ class SkipPass:
         for (name, more), numbers in self.desk.evaluate("skip", given).items():
             self.desk.add(name, (*key, *more), self._seen(kind, numbers))
 
-    def _outputs(self, streams: dict[tuple[int, str], Tensor]) -> None:
+    def _outputs(self, streams: Streams) -> None:
         """Compare outputs a few sequences at a time: logits over a large vocabulary are the largest tensors here."""
         found: dict[tuple[str, int, str, Key], list[Numbers]] = {}
-        for few in self._few_sequences():
+        for few in self.replay.few_sequences():
             base, labels = self._decode(self.replay.states[-1], few), self._labels(few)
             for (source, kind), state in streams.items():
                 changed = self._decode(state, few)
@@ -105,22 +119,12 @@ class SkipPass:
         for (name, source, kind, more), pieces in found.items():
             self.desk.add(name, (source, *more), self._seen(kind, join(pieces)))
 
-    def _few_sequences(self) -> Iterator[Tensor]:
-        """Sequences to decode at once, by the size of one sequence's logits."""
-        one = torch.zeros(1, dtype=torch.long, device=self.batch.mask.device)
-        step = max(1, _AT_ONCE // self._decode(self.replay.states[-1], one).numel())
-        return iter(torch.arange(self.batch.size, device=one.device).split(step))
-
     def _decode(self, state: Tensor, sequences: Tensor) -> Tensor:
         """Log-probabilities `[B, T, V]` (or `[B, 1, K]`) of some sequences, had the tower ended in `state`.
 
         Floored at -10,000, so that a class ruled out by both distributions adds nothing to their divergence.
         """
-        state = state.index_select(self.stack.layout.batch, sequences)
-        logits = read_logits(self.replay.tail(state, rows(self.batch.inputs, sequences)), state)
-        assert logits is not None
-        logits = logits.unsqueeze(1) if logits.ndim == 2 else logits
-        return in_float(logits).log_softmax(-1).clamp_min_(-1e4)
+        return self.replay.logits(state, sequences).log_softmax(-1).clamp_min_(-1e4)
 
     def _labels(self, sequences: Tensor) -> Tensor | None:
         labels = self.batch.labels(self.stack)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from layerwright.core.errors import UserError
+from layerwright.core.files import write_files
 from layerwright.core.plan import Plan
 from layerwright.core.record import Check
 
@@ -100,34 +99,6 @@ class Survey:
         from layerwright.report import notebook_html
 
         return notebook_html(self.to_dict())
-
-
-def write_files(folder: Path, files: dict[str, Callable[[], str]]) -> None:
-    """Write every file beside its target first, then rename all: an older set is never left half replaced.
-
-    Raises:
-        UserError: the folder cannot be written, or the disk is full.
-    """
-    fresh: list[tuple[Path, Path]] = []
-    try:
-        for name, content in files.items():
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            beside = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            fresh.append((beside, target))
-            with beside.open("w", encoding="utf-8") as stream:
-                stream.write(content())
-                stream.flush()
-                os.fsync(stream.fileno())
-        for beside, target in fresh:
-            beside.replace(target)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror or error}; free some space or choose another --out"
-        ) from None
-    finally:
-        for beside, _ in fresh:
-            beside.unlink(missing_ok=True)
 
 
 def _csv(frame: pd.DataFrame) -> Callable[[], str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from layerwright.core.errors import UserError
-from layerwright.core.survey import write_files
+from layerwright.core.files import write_files
 
 Trial = Mapping[str, Any]
 _PACKAGE = Path(__file__).parents[1]

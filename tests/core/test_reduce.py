@@ -8,7 +8,11 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
+import layerwright.measures  # noqa: F401  registers them
+from layerwright.core.desk import Desk, Numbers
+from layerwright.core.packet import Packet
 from layerwright.core.reduce import Reduced, Reducer, quantiles
+from layerwright.core.registry import choose
 
 SEED = 0
 
@@ -107,13 +111,34 @@ def test_nothing_added_gives_no_rows() -> None:
     assert reducer.finish().keys == []
 
 
-def test_rows_that_change_between_batches_are_a_mistake() -> None:
+@pytest.mark.parametrize("later", [(0, 1), (1, 2)])
+def test_rows_that_change_between_batches_are_a_mistake(later: tuple[int, ...]) -> None:
     reducer = Reducer()
     reducer.add((0,), torch.ones(2))
     reducer.close_batch(None)
-    reducer.add((1,), torch.ones(2))
+    for row in later:
+        reducer.add((row,), torch.ones(3))
+    reducer.close_batch(None)
     with pytest.raises(RuntimeError, match="other rows"):
-        reducer.close_batch(None)
+        reducer.finish()
+
+
+@pytest.mark.parametrize("block_outer", [True, False])
+def test_rows_may_come_block_by_block_and_from_packets(block_outer: bool) -> None:
+    values, mask = random_numbers(40, 300, rows=4)  # more tokens than the sample for the quantile holds
+    expected = reduced(values, mask, 8)
+    measure = next(m for m in choose("quick") if m.scope == "block")
+    whole, desk = Desk([measure], {}), Desk([measure], {})
+    places = [(rows, start) for rows in ((0, 1), (2, 3)) for start in range(0, 40, 8)]
+    for rows, start in places if block_outer else sorted(places, key=lambda place: place[1]):
+        for row in rows:
+            desk.add(measure.name, (row, "block"), Numbers(values[row, start : start + 8]))
+        desk.close("block", mask[start : start + 8])
+        whole.put(Packet.from_bytes(desk.take().to_bytes()))
+    found = whole.reducers[measure.name].finish()
+    assert [key[0] for key in found.keys] == [key[0] for key in expected.keys]
+    for name, column in found.columns(SEED).items():
+        np.testing.assert_array_equal(column, expected.columns(SEED)[name], err_msg=name)
 
 
 def test_sums_are_wide_enough_for_a_small_spread_on_a_large_mean() -> None:

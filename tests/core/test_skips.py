@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo import ZOO, gpt2, llama, token_ids
 
 import layerwright.core.record as recording
-import layerwright.core.skips as skips
+import layerwright.core.replay as replay
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.quiet import undisturbed
@@ -158,7 +158,7 @@ def test_pieces_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     model, inputs = llama(), {"input_ids": token_ids(5)}
     names = ("skip_effect", "skip_output")
     whole = tables(model, inputs, *names)
-    monkeypatch.setattr(skips, "_AT_ONCE", 1)
+    monkeypatch.setattr(replay, "_LOGITS_AT_ONCE", 1)
     monkeypatch.setattr(recording, "_STATE_BYTES", 1)
     pieces = tables(model, inputs, *names)
     for name in names:

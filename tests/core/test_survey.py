@@ -12,9 +12,10 @@ from zoo import llama, token_ids
 
 import layerwright as lw
 from layerwright.core.errors import UserError
+from layerwright.core.files import write_files
 from layerwright.core.plan import Plan
 from layerwright.core.record import Check
-from layerwright.core.survey import Finding, Survey, write_files
+from layerwright.core.survey import Finding, Survey
 
 
 def small_survey() -> Survey:
