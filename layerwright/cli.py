@@ -36,6 +36,14 @@ class Tier(StrEnum):
     deep = "deep"
 
 
+class Stream(StrEnum):
+    """Whether a model is taken block by block, for one larger than memory."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class Budget(StrEnum):
     """How large an experiment."""
 
@@ -84,6 +92,7 @@ def survey(
     max_tokens: Annotated[int | None, typer.Option(metavar="N", help="How much data to read.")] = None,
     length: Annotated[int | None, typer.Option(metavar="N", help="Tokens in a sequence of text.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of samples, probes and intervals.")] = 0,
+    stream: Annotated[Stream, typer.Option(help="Block by block; auto: where it would not fit.")] = Stream.auto,
     as_json: Annotated[bool, typer.Option("--json", help="Print survey.json instead of tables.")] = False,
     trust_remote_code: Remote = False,
 ) -> None:
@@ -108,10 +117,11 @@ def survey(
         length=length,
         seed=seed,
         trust_remote_code=trust_remote_code,
+        stream=stream.value,
+        out=out,
         progress=sys.stderr.isatty(),
+        say=_say,
     )
-    if out is not None:
-        result.save(out)
     if as_json:
         print(json.dumps(result.to_dict(), allow_nan=False))
     else:
@@ -161,6 +171,31 @@ def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="A measure 
         near = registry.nearest(name, [*measures, *verdicts])
         raise UserError(f"nothing is called {name!r}; did you mean {near!r}? `lw list` shows all")
     terminal.explain_claim(claim.CLAIMS[name], verdicts[name])
+
+
+@app.command()
+def checksum(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A model folder with safetensors weights.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Compare instead of writing.")] = False,
+) -> None:
+    """Write checksums.json beside the weights, or find damaged weights with it. Exit code 1 where there are any."""
+    from layerwright.core.checksums import MANIFEST, check_writable, write_manifest
+    from layerwright.core.progress import bars
+    from layerwright.core.shards import Checkpoint
+
+    if not verify:
+        checkpoint = Checkpoint.open_unchecked(folder)
+        check_writable(folder)
+        with bars(sys.stderr.isatty()) as progress:
+            digests = {entry.name: digest for entry, digest in checkpoint.digests(progress)}
+        print(f"{len(digests)} tensors: {write_manifest(folder, digests)}")
+        return
+    checkpoint = Checkpoint.open(folder)
+    with bars(sys.stderr.isatty()) as progress:
+        faults = checkpoint.faults(progress)
+    print("\n".join(faults or [f"{len(checkpoint.entries)} tensors match {folder / MANIFEST}"]))
+    if faults:
+        raise typer.Exit(1)
 
 
 @claims_app.callback(invoke_without_command=True)
@@ -243,6 +278,10 @@ def _options(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
         except yaml.YAMLError:
             raise UserError(f"got --set {setting}; its value {value!r} cannot be read") from None
     return options
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _check_writable(folder: Path) -> None:

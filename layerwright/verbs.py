@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,10 @@ def survey(
     length: int | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
+    stream: str = "auto",
+    out: str | Path | None = None,
     progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Survey:
     """Measure how a model uses its depth.
 
@@ -50,7 +53,11 @@ def survey(
         length: tokens in a sequence.
         seed: seeds everything random.
         trust_remote_code: run code that comes with the model.
+        stream: take the model block by block, with one block's weights in memory: `always`, `never`, or `auto` where it
+            would not fit.
+        out: folder to save the result in. A survey block by block that was stopped goes on from what is there.
         progress: show progress bars.
+        say: called with a line that a user should read before the work is done, as the budget of a walk.
 
     Returns:
         the tables, findings, self-tests and notes.
@@ -59,11 +66,8 @@ def survey(
         UserError: something given cannot be used; the message says what to do.
     """
     from layerwright import __version__, measures
-    from layerwright.core.data import load_data
-    from layerwright.core.load import load_model
-    from layerwright.core.record import record
+    from layerwright.core import engine
     from layerwright.core.registry import choose
-    from layerwright.core.stack import Stack
     from layerwright.core.survey import Survey
     from layerwright.findings import find
 
@@ -71,16 +75,13 @@ def survey(
     start = time.perf_counter()
     chosen = choose(tier, only, skip)
     options = _checked(options or {}, chosen)
+    folder = None if out is None else Path(out)
     with _bars(progress) as bars:
-        bars("loading", 0, 1)
-        net, own_tokenizer, info = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        given = load_data(data, net, tokenizer or own_tokenizer, length=length, max_tokens=max_tokens)
-        bars("loading", 1, 1)
-        stack = Stack.find(net, given.batches[0], blocks)
-        recording = record(
-            stack, given.batches, chosen, options=options, sequences=given.sequences, prefix=given.prefix, seed=seed,
-            progress=bars,
+        request = engine.Request(
+            model, data, chosen, options, blocks, tokenizer, device, dtype, max_tokens, length, seed, trust_remote_code,
+            stream, folder, bars, say,
         )  # fmt: skip
+        stack, given, info, recording = engine.answer(request)
     settings = {
         "tier": tier,
         "measures": [m.name for m in chosen],
@@ -93,6 +94,9 @@ def survey(
     notes = [*given.notes, *_other_towers(stack), *recording.notes]
     result = Survey(_about(stack, info), about_data, settings, recording.tables, [], recording.checks, notes)
     result.findings = find(result)
+    if folder is not None:
+        result.save(folder)
+        engine.discard_walk(folder)
     return result
 
 

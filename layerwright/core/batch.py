@@ -11,6 +11,9 @@ from torch import Tensor
 from layerwright.core.inputs import Inputs, batch_size, real_tokens, rows
 from layerwright.core.stack import Stack
 
+# Tokens that the lens decodes, over all sequences.
+LENS_TOKENS = 256
+
 
 class Batch:
     """A batch with the number of its first sequence, which seeds everything random about it.
@@ -35,6 +38,12 @@ class Batch:
         self.last: Tensor
         self.sampled: Tensor
         self.sampled_mask: Tensor
+
+    @classmethod
+    def of(cls, stack: Stack, inputs: Inputs, first: int, prefix: int, sequences: int | None, seed: int) -> Batch:
+        """A batch of a survey of `sequences` sequences, where their number is known."""
+        own = isinstance(inputs, Mapping) and "decoder_input_ids" in inputs and stack.causal
+        return cls(inputs, first, prefix, -(-LENS_TOKENS // (sequences or 32)), seed, "decoder_" if own else "")
 
     def settle(self, tokens: Tensor, native: Tensor) -> None:
         """Learn the shape of the stream, `[B, T, d]`, and place everything in it."""

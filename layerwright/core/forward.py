@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from layerwright.core.batch import Batch
+from layerwright.core.calls import structure
 from layerwright.core.desk import Desk
 from layerwright.core.inputs import call
-from layerwright.core.replay import Replay, in_float, structure, watch_blocks
+from layerwright.core.replay import Replay, in_float, watch_blocks
 from layerwright.core.stack import Stack
 from layerwright.core.sublayers import Sublayer
 from layerwright.maths.similarity import relative_error
@@ -31,8 +32,8 @@ class BlockPass:
         """Prepare; `parts` are the sublayers of each block application, known at the latest when it begins."""
         self.stack, self.desk, self.batch, self.parts, self.check_sum = stack, desk, batch, parts, check_sum
         self.added: Tensor | None = None
+        self.current: Tensor
         self._before: Tensor
-        self._current: Tensor
         self._calls: dict[str, int] = {}
         self._k = 0
 
@@ -60,7 +61,7 @@ class BlockPass:
 
     def begin(self, k: int, state: Tensor) -> None:
         """Block application `k` is called on a state."""
-        self._before = self._current = self.stack.layout.tokens(state)
+        self._before = self.current = self.stack.layout.tokens(state)
         self._k, self._calls = k, {}
 
     def end(self, k: int, state: Tensor) -> None:
@@ -71,16 +72,16 @@ class BlockPass:
         if not self.parts[k]:
             self._add(given["update"])
         self.desk.give("point", (k + 1,), {"state": after})
-        self._current = after
+        self.current = after
 
     def close(self) -> None:
         """End the batch, or the block."""
         self.desk.close("block", self.batch.mask)
         self.desk.close("point", self.batch.mask)
 
-    def sum_error(self) -> float:
-        """How far all parts together are from the last state, relative to it."""
-        return 0.0 if self.added is None else relative_error(self.added, self._current[:1])
+    def sum_error(self, final: Tensor) -> float:
+        """How far all parts together are from the last state `[B, T, d]`, relative to it."""
+        return 0.0 if self.added is None else relative_error(self.added, final[:1])
 
     def _part_hook(self, path: str) -> Any:
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -98,9 +99,9 @@ class BlockPass:
         update = update.reshape(self._before.shape)
         if part.scale != 1.0:
             update = update * part.scale
-        before = self._before if part.parallel else self._current
+        before = self._before if part.parallel else self.current
         self.desk.give("block", (self._k, part.role), {"before": before, "update": update})
-        self._current = self._current + update
+        self.current = self.current + update
         self._add(update)
 
     def _add(self, update: Tensor) -> None:
@@ -132,7 +133,7 @@ class ForwardPass:
         self._measures.close()
         if self.desk.wants("tower"):
             give_tower(self.desk, self.last)
-        self.residual_error = self._measures.sum_error()
+        self.residual_error = self._measures.sum_error(self._measures.current)
         if self.replay is not None:
             self.replay.output = self.output
             self.replay.check()

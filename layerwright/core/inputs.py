@@ -43,10 +43,13 @@ def batch_size(inputs: Inputs) -> int:
 
 
 def on_device(inputs: Inputs, model: nn.Module) -> Inputs:
-    """The batch where the model's first weights are."""
-    device = next((p.device for p in model.parameters()), None)
-    if device is None:
-        return inputs
+    """The batch where the model's first weights are; weights that are nowhere yet do not count."""
+    device = next((p.device for p in model.parameters() if not p.is_meta), None)
+    return inputs if device is None else moved(inputs, device)
+
+
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """The batch on a device."""
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     if isinstance(inputs, tuple):

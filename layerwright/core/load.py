@@ -18,21 +18,19 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from layerwright.core.errors import UserError
+from layerwright.core.shards import Checkpoint
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
-_INDEX = "model.safetensors.index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 # What transformers and torch raise for a checkpoint or a device that they cannot use.
-_LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError, AssertionError)
+LOAD_ERRORS = (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError, TypeError, AssertionError)
 
 
 def load_model(
@@ -61,30 +59,34 @@ def load_model(
     if isinstance(source, nn.Module):
         if dtype is not None:
             raise UserError("got a dtype for a live model, which is measured as it is; convert it with model.to(dtype)")
-        return source, _tokenizer_of(source), _info(source, type(source).__name__, "live", None)
-    chosen = _dtype(dtype)
-    folder, origin = _locate(str(source), trust_remote_code)
-    config = _read_json(folder / "config.json")
-    _check_weights(folder)
-    auto, notes = _model_class(folder, config, trust_remote_code)
-    with _quiet():
+        return source, _tokenizer_of(source), about_source(source, type(source).__name__, "live", None)
+    chosen = chosen_dtype(dtype)
+    folder, origin = locate(str(source), trust_remote_code)
+    config = read_json(folder / "config.json")
+    Checkpoint.open(folder).verify()
+    auto, notes = model_class(folder, config, trust_remote_code)
+    with quietly():
         model, loaded = _from_pretrained(auto, folder, chosen, trust_remote_code)
-        notes += _check_keys(folder, model, loaded)
-        tokenizer = _tokenizer(folder, trust_remote_code)
+        notes += check_keys(folder, model, loaded)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
     try:
         model.to(device)
-    except _LOAD_ERRORS as error:
-        raise UserError(f"device {device!r} cannot be used: {_first_line(error)}") from None
+    except LOAD_ERRORS as error:
+        raise UserError(f"device {device!r} cannot be used: {first_line(error)}") from None
     name = folder.resolve().name if origin == "folder" else str(source)
-    return model.eval(), tokenizer, _info(model, name, origin, folder, notes)
+    return model.eval(), tokenizer, about_source(model, name, origin, folder, notes)
 
 
-def _info(model: nn.Module, name: str, origin: str, folder: Path | None, notes: tuple[str, ...] = ()) -> dict[str, Any]:
+def about_source(
+    model: nn.Module, name: str, origin: str, folder: Path | None, notes: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """What is known about where a model came from."""
     where = None if folder is None else str(folder)
     return {"name": name, "source": origin, "folder": where, "class": type(model).__name__, "notes": list(notes)}
 
 
-def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+def chosen_dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
+    """A dtype by its name; `auto`, the checkpoint's own, where none is given."""
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype or "auto"
     if dtype not in DTYPES:
@@ -95,7 +97,7 @@ def _dtype(dtype: str | torch.dtype | None) -> str | torch.dtype:
 # Where it is
 
 
-def _locate(name: str, trust_remote_code: bool) -> tuple[Path, str]:
+def locate(name: str, trust_remote_code: bool) -> tuple[Path, str]:
     """The folder of a model, downloaded where the name is one of the hub, and which kind of name it was."""
     if name == "demo":
         return _require_config(DEMO), "demo"
@@ -128,11 +130,12 @@ def _require_config(folder: Path) -> Path:
     raise UserError(f"{folder} has no config.json; {hint}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {_first_line(error)}") from None
+        raise UserError(f"{path} is not valid JSON: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}; expected a JSON object")
     return content
@@ -141,41 +144,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 # What it holds
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse before loading: no weights, pickled weights, a missing or damaged safetensors file."""
-    if (folder / _INDEX).is_file():
-        named = _read_json(folder / _INDEX).get("weight_map", {})
-        files = [folder / name for name in sorted(set(named.values()))]
-    else:
-        files = [folder / "model.safetensors"]
-    absent = [file.name for file in files if not file.is_file()]
-    if absent and (folder / _INDEX).is_file():
-        raise UserError(f"{folder} lacks {absent[0]}, which {_INDEX} names; get the whole checkpoint")
-    if absent:
-        pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in _PICKLES]
-        if pickles:
-            raise UserError(
-                f"{folder} holds only pickled weights ({pickles[0]}), and loading a pickle can run any code; where you "
-                "trust it, load it with transformers and save_pretrained(...) it as safetensors"
-            )
-        raise UserError(f"{folder} has no weights; expected model.safetensors or {_INDEX}")
-    for file in files:
-        _check_file(file)
-
-
-def _check_file(file: Path) -> None:
-    """Compare the header's offsets with the size of the file: a truncated one would fail in the middle of loading."""
-    with file.open("rb") as stream:
-        if stream.read(23) == b"version https://git-lfs":
-            raise UserError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull`")
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise UserError(f"{file} is damaged or cut short ({_first_line(error)}); get it again") from None
-
-
-def _model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> tuple[Any, tuple[str, ...]]:
+def model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> tuple[Any, tuple[str, ...]]:
     """The class that the checkpoint was saved from, so that its head is kept; AutoModel where none is named."""
     names = config.get("architectures") or ["none"]
     native = getattr(transformers, str(names[0]), None)
@@ -205,12 +174,12 @@ def _from_pretrained(auto: Any, folder: Path, dtype: Any, trust_remote_code: boo
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are listed with the missing ones, and refused below
         )
-    except _LOAD_ERRORS as error:
+    except LOAD_ERRORS as error:
         version = transformers.__version__
-        raise UserError(f"{folder} cannot be loaded by transformers {version}: {_first_line(error)}") from None
+        raise UserError(f"{folder} cannot be loaded by transformers {version}: {first_line(error)}") from None
 
 
-def _check_keys(folder: Path, model: nn.Module, loaded: dict[str, Any]) -> tuple[str, ...]:
+def check_keys(folder: Path, model: nn.Module, loaded: dict[str, Any]) -> tuple[str, ...]:
     """Refuse random or foreign weights; weights of a head that the class does not have are only mentioned."""
     mismatched = {key for key, *_ in loaded["mismatched_keys"]}
     missing = set(loaded["missing_keys"]) - mismatched
@@ -239,14 +208,15 @@ def _few(keys: set[str]) -> str:
 # The tokenizer
 
 
-def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """The tokenizer in a model's folder, or None."""
     if not any((folder / name).is_file() for name in _TOKENIZERS):
         return None
     try:
         auto = transformers.AutoTokenizer
         return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except _LOAD_ERRORS as error:
-        raise UserError(f"the tokenizer in {folder} cannot be loaded: {_first_line(error)}") from None
+    except LOAD_ERRORS as error:
+        raise UserError(f"the tokenizer in {folder} cannot be loaded: {first_line(error)}") from None
 
 
 def _tokenizer_of(model: nn.Module) -> Any:
@@ -254,12 +224,12 @@ def _tokenizer_of(model: nn.Module) -> Any:
     folder = Path(getattr(model, "name_or_path", "") or ".")
     if not (folder / "config.json").is_file():
         return None
-    with _quiet():
-        return _tokenizer(folder, trust_remote_code=False)
+    with quietly():
+        return load_tokenizer(folder, trust_remote_code=False)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No progress bars and warnings of transformers: what they say is checked and said in one line instead."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -275,6 +245,7 @@ def _quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -7,13 +7,15 @@ last one returns the given state. No part of a model needs to be recognised by n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from layerwright.core.calls import Extra, alike, beside, exchanged, extras_in, leave_open, put_in, structure
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import Inputs, call, rows
 from layerwright.core.trace import first_tensor, same
@@ -32,10 +34,11 @@ class Replay:
         """Run the model once and note every block application; or, with `run` off, be told of each by another pass."""
         self.stack = stack
         self.inputs = inputs
-        self.states: list[Tensor] = []
+        self.states: MutableSequence[Tensor] = []
         self.output: Any = None
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self._structures: list[Any] = []
+        self.structures: list[Any] = []
+        self._extras: dict[int, Extra] = {}
         if run:
             with watch_blocks(stack, self.enter, self.leave):
                 self.output = call(stack.model, inputs)
@@ -47,22 +50,64 @@ class Replay:
         Raises:
             UserError: they differ.
         """
-        if len(self._structures) != self.stack.depth:
+        if len(self._calls) != self.stack.depth:
             raise UserError(
-                f"the tower ran {len(self._structures)} blocks on this batch and {self.stack.depth} when it was "
+                f"the tower ran {len(self._calls)} blocks on this batch and {self.stack.depth} when it was "
                 "traced; a model whose depth depends on its input cannot be surveyed"
             )
 
-    def block(self, k: int, state: Tensor) -> Tensor:
-        """Application `k` of the tower on another state of the same shape."""
+    @classmethod
+    def captured(cls, stack: Stack, inputs: Inputs, structures: list[Any]) -> Replay:
+        """What every block application is called with, found without running any: no block needs its weights.
+
+        Only `states[0]` is known. The rest of the model before the tower must be able to run.
+
+        Args:
+            stack: the model and its tower.
+            inputs: a batch.
+            structures: what each block application returns beside the stream, from a run that was watched.
+        """
+        replay = cls(stack, inputs, run=False)
+
+        def stub(*args: Any, **kwargs: Any) -> Any:
+            k, bottom = len(replay._calls) - 1, replay.states[0]
+            if k == stack.depth - 1:
+                raise _Captured
+            # Every state is unlike the others, so that it is seen which of them an argument is.
+            return put_in(exchanged(structures[k], torch.zeros_like), bottom.new_full((), k + 1.5).expand_as(bottom))
+
+        with suppress(_Captured), watch_blocks(stack, replay.enter, replay.leave), _forwards(stack.blocks, stub):
+            call(stack.model, inputs)
+        replay.structures = list(structures)
+        replay.check()
+        del replay.states[1:]
+        return replay
+
+    def differs(self, other: Replay) -> int | None:
+        """The first block application that is called with something else in another replay of the same inputs."""
+        pairs = enumerate(zip(self._calls, other._calls, strict=True))
+        return next((k for k, (mine, its) in pairs if not alike(mine, its)), None)
+
+    @cached_property
+    def handed_on(self) -> set[int]:
+        """Block applications that later ones take more from than the stream."""
+        return {extra.k for extra in extras_in(self._calls)}
+
+    def call(self, k: int, state: Tensor) -> Any:
+        """What application `k` of the tower returns on another state of the same shape."""
         args, kwargs = self._calls[k]
-        output = first_tensor(self.stack.blocks[self.stack.order[k]](*_put(args, state), **_put(kwargs, state)))
+        args, kwargs = put_in(args, state, self.structures), put_in(kwargs, state, self.structures)
+        return self.stack.blocks[self.stack.order[k]](*args, **kwargs)
+
+    def block(self, k: int, state: Tensor) -> Tensor:
+        """The state that application `k` of the tower makes of another state of the same shape."""
+        output = first_tensor(self.call(k, state))
         assert output is not None
         return output
 
     def tail(self, state: Tensor, inputs: Inputs | None = None) -> Any:
         """The model's output had the tower ended in `state`; `inputs` where it has fewer sequences."""
-        return tail(self.stack, self._structures, state, self.inputs if inputs is None else inputs)
+        return tail(self.stack, self.structures, state, self.inputs if inputs is None else inputs)
 
     def logits(self, state: Tensor, sequences: Tensor) -> Tensor:
         """Logits `[B, T, V]` (or `[B, 1, K]`) of some sequences of the batch, had the tower ended in `state`."""
@@ -81,12 +126,13 @@ class Replay:
         """Block application `k` is called."""
         if k == 0:
             self.states.append(state)
-        self._calls.append((_mark(args, state), _mark(kwargs, state)))
+        self._calls.append((leave_open(args, state, self._extras), leave_open(kwargs, state, self._extras)))
 
     def leave(self, k: int, output: Any, state: Tensor) -> None:
         """It has returned."""
         self.states.append(state)
-        self._structures.append(structure(output))
+        self.structures.append(structure(output))
+        self._extras.update({id(x): Extra(k, n) for n, x in enumerate(beside(self.structures[-1]))})
 
 
 def tail(stack: Stack, structures: list[Any], state: Tensor, inputs: Inputs) -> Any:
@@ -104,7 +150,7 @@ def tail(stack: Stack, structures: list[Any], state: Tensor, inputs: Inputs) -> 
         nonlocal ran
         ran += 1
         # Blocks before the last only have to hand on something of the right kind: nobody reads their state.
-        return _put(structures[ran - 1], state)
+        return put_in(structures[ran - 1], state)
 
     with _forwards(stack.blocks, stub):
         return call(stack.model, inputs)
@@ -137,10 +183,7 @@ def watch_blocks(stack: Stack, enter: Enter, leave: Leave) -> Iterator[None]:
             return
         assert last is not None
         if last._version != version:
-            raise UserError(
-                f"block {left} ({stack.tower.block_paths[order[left]]}) writes into its input, so that the stream "
-                "before it is lost; make its residual addition out of place (x = x + f(x))"
-            )
+            raise writes_into_its_input(stack, left)
         last = first_tensor(output)
         assert last is not None
         left += 1
@@ -173,11 +216,16 @@ def _forwards(modules: list[nn.Module], forward: Callable[..., Any]) -> Iterator
                 m.forward = before
 
 
-class _Stream:
-    """Stands in noted arguments for the state that the block was called with."""
+def writes_into_its_input(stack: Stack, k: int) -> UserError:
+    """What to say of a block that destroys the state it was given."""
+    return UserError(
+        f"block {k} ({stack.tower.block_paths[stack.order[k]]}) writes into its input, so that the stream before it is "
+        "lost; make its residual addition out of place (x = x + f(x))"
+    )
 
 
-_STREAM = _Stream()
+class _Captured(Exception):
+    """Raised in place of the last block: everything there is to know is known."""
 
 
 def _stream(args: tuple[Any, ...], kwargs: dict[str, Any], last: Tensor | None, stack: Stack) -> Tensor:
@@ -189,31 +237,6 @@ def _stream(args: tuple[Any, ...], kwargs: dict[str, Any], last: Tensor | None, 
     if not found:
         raise UserError(f"a block of {stack.tower.path} was not called with the state that the block before it left")
     return found[0]
-
-
-def _mark(x: Any, stream: Tensor) -> Any:
-    if isinstance(x, dict):
-        return {key: _mark(value, stream) for key, value in x.items()}
-    if isinstance(x, tuple):
-        return tuple(_mark(value, stream) for value in x)
-    return _STREAM if isinstance(x, Tensor) and same(x, stream) else x
-
-
-def _put(x: Any, state: Tensor) -> Any:
-    if isinstance(x, dict):
-        return {key: _put(value, state) for key, value in x.items()}
-    if isinstance(x, tuple):
-        return tuple(_put(value, state) for value in x)
-    return state if x is _STREAM else x
-
-
-def structure(output: Any) -> Any:
-    """What a block returned with a placeholder for its first tensor, the stream."""
-    if isinstance(output, Tensor):
-        return _STREAM
-    if isinstance(output, (tuple, list)) and output:
-        return (structure(output[0]), *output[1:])
-    raise UserError(f"a block returned {type(output).__name__}; expected a tensor or a tuple that starts with one")
 
 
 def read_logits(output: Any, state: Tensor) -> Tensor | None:

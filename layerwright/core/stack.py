@@ -136,30 +136,45 @@ def _check_batch_axis(stack: Stack, replay: Replay) -> None:
         )
 
 
-def _parts(stack: Stack, replay: Replay) -> tuple[tuple[Sublayer, ...], ...]:
-    """Blocks of one make mostly have the same sublayers: what was found in one is tried on the others."""
-    known: dict[tuple[str, ...], list[tuple[Sublayer, ...]]] = {}
-    tried: Counter[tuple[str, ...]] = Counter()
+class PartFinder:
+    """Sublayers of block after block: blocks of one make mostly have the same, so that what is known is tried first."""
 
-    def of(k: int, search: bool) -> tuple[Sublayer, ...]:
-        block = stack.blocks[stack.order[k]]
-        make = (type(block).__name__, *(f"{path}:{type(m).__name__}" for path, m in block.named_modules()))
+    def __init__(self, stack: Stack) -> None:
+        """Start with the parts that the stack has already, if any."""
+        self._stack = stack
+        self._known: dict[tuple[str, ...], list[tuple[Sublayer, ...]]] = {}
+        self._tried: Counter[tuple[str, ...]] = Counter()
+        for k, parts in enumerate(stack.parts):
+            known = self._known.setdefault(self._make(k), [])
+            if parts and parts not in known:
+                known.append(parts)
+
+    def of(self, k: int, replay: Replay, state: Tensor, search: bool = True) -> tuple[Sublayer, ...]:
+        """The sublayers of block application `k`, watched on a state; with `search` off only known ones are tried."""
+        block, make = self._stack.blocks[self._stack.order[k]], self._make(k)
         # A state with NaN shows nothing: the bottom one does as well.
-        state = replay.states[k] if replay.states[k].isfinite().all() else replay.states[0]
+        state = state if state.isfinite().all() else replay.states[0]
         call = (block, lambda: replay.block(k, state), state)
-        for parts in known.setdefault(make, []):
+        for parts in self._known.setdefault(make, []):
             if explains(parts, *call):
                 return parts
-        if search and (known[make] or tried[make] < _TRIES):
-            tried[make] += 1
+        if search and (self._known[make] or self._tried[make] < _TRIES):
+            self._tried[make] += 1
             if found := find_sublayers(*call):
-                known[make].append(found)
+                self._known[make].append(found)
                 return found
         return ()
 
-    parts = [of(k, search=True) for k in range(stack.depth)]
+    def _make(self, k: int) -> tuple[str, ...]:
+        block = self._stack.blocks[self._stack.order[k]]
+        return (type(block).__name__, *(f"{path}:{type(m).__name__}" for path, m in block.named_modules()))
+
+
+def _parts(stack: Stack, replay: Replay) -> tuple[tuple[Sublayer, ...], ...]:
+    finder = PartFinder(stack)
+    parts = [finder.of(k, replay, replay.states[k]) for k in range(stack.depth)]
     # A part that adds nothing, or NaN, cannot be found by what it adds: it is known from the blocks above it.
-    return tuple(p or of(k, search=False) for k, p in enumerate(parts))
+    return tuple(p or finder.of(k, replay, replay.states[k], search=False) for k, p in enumerate(parts))
 
 
 def _head(stack: Stack, replay: Replay, causal: bool) -> tuple[str | None, bool]:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from layerwright.core.files import write_files
 from layerwright.core.plan import Plan
-from layerwright.core.record import Check
+from layerwright.core.recording import Check
 
 SCHEMA = 1
 

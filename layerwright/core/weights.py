@@ -1,4 +1,4 @@
-"""The weights pass: every matrix of every distinct block, and a check that all numbers are finite."""
+"""Weights: every matrix of every distinct block, and a check that all numbers are finite."""
 
 from __future__ import annotations
 
@@ -29,24 +29,21 @@ def matrices(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield label, p.detach().flatten(1)
 
 
-def weight_pass(stack: Stack, desk: Desk) -> Iterator[int]:
-    """Feed the weight measures, block by block; gives the number of the block just done."""
-    for b, block in enumerate(stack.blocks):
-        for name, matrix in matrices(block):
-            desk.give("weight", (b, name), {"weight": matrix})
-        yield b
+def give_weights(stack: Stack, desk: Desk, b: int) -> None:
+    """Feed the weight measures with the matrices of one distinct block."""
+    for name, matrix in matrices(stack.blocks[b]):
+        desk.give("weight", (b, name), {"weight": matrix})
     desk.close("weight", None)
 
 
-def nonfinite_weights(stack: Stack) -> list[str]:
-    """One line for each parameter of a block that holds NaN or infinite numbers."""
+def nonfinite_weights(stack: Stack, b: int) -> list[str]:
+    """One line for each parameter of a distinct block that holds NaN or infinite numbers."""
     lines = []
-    for b, block in enumerate(stack.blocks):
-        for name, p in block.named_parameters():
-            # A sum is finite unless something in it is not (or it overflows): one fast read finds the clean ones.
-            if p.is_floating_point() and not p.is_meta and not p.detach().float().sum().isfinite():
-                bad = int((~p.detach().isfinite()).sum())
-                if bad:
-                    where = ", ".join(str(k) for k, i in enumerate(stack.order) if i == b)
-                    lines.append(f"block {where}: {name} holds {bad} NaN or infinite of {p.numel()} numbers")
+    for name, p in stack.blocks[b].named_parameters():
+        # A sum is finite unless something in it is not (or it overflows): one fast read finds the clean ones.
+        if p.is_floating_point() and not p.is_meta and not p.detach().float().sum().isfinite():
+            bad = int((~p.detach().isfinite()).sum())
+            if bad:
+                where = ", ".join(str(k) for k, i in enumerate(stack.order) if i == b)
+                lines.append(f"block {where}: {name} holds {bad} NaN or infinite of {p.numel()} numbers")
     return lines

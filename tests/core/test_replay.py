@@ -55,7 +55,7 @@ def test_no_block_runs_in_the_tail() -> None:
     replay = replay_of(model, {"input_ids": ids})
     ran: list[nn.Module] = []
     with hooked(*((block.mlp, lambda module, x, y: ran.append(module)) for block in model.model.layers)):
-        tail(replay.stack, replay._structures, replay.states[-1], replay.inputs)
+        tail(replay.stack, replay.structures, replay.states[-1], replay.inputs)
     assert ran == []
     assert not any("forward" in block.__dict__ for block in model.model.layers)
 

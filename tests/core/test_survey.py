@@ -14,7 +14,7 @@ import layerwright as lw
 from layerwright.core.errors import UserError
 from layerwright.core.files import write_files
 from layerwright.core.plan import Plan
-from layerwright.core.record import Check
+from layerwright.core.recording import Check
 from layerwright.core.survey import Finding, Survey
 
 

@@ -5,7 +5,7 @@ import torch
 from naive import column, decode, drawn, forward, stream, tables
 from zoo import ZOO, gpt2, llama, t5, token_ids
 
-import layerwright.core.record as recording
+import layerwright.core.batch as batch_module
 from layerwright.measures.logit_lens import logit_lens
 
 
@@ -44,7 +44,7 @@ def test_as_the_paper_does_it(build) -> None:
 
 
 def test_the_sample_is_bounded_over_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "LENS_TOKENS", 5)
+    monkeypatch.setattr(batch_module, "LENS_TOKENS", 5)
     frame = tables(gpt2(), {"input_ids": token_ids(5, 40)}, "logit_lens")["logit_lens"]
     assert (frame["tokens"] == 5).all()
 

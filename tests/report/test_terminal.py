@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from layerwright.core.record import Check
+from layerwright.core.recording import Check
 from layerwright.core.survey import Finding, Survey
 from layerwright.report import terminal
 

@@ -1,0 +1,177 @@
+"""From what a user names to a recording: the loaded model in one pass over the data, or block by block."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+
+from layerwright.core.budget import Budget, readable
+from layerwright.core.data import Data, load_data
+from layerwright.core.errors import UserError
+from layerwright.core.load import DTYPES, load_model, locate, read_json
+from layerwright.core.memory import available_memory, returning_memory
+from layerwright.core.record import record
+from layerwright.core.recording import Recording
+from layerwright.core.registry import Measure
+from layerwright.core.runfolder import RunFolder
+from layerwright.core.shards import Checkpoint
+from layerwright.core.skeleton import Skeleton
+from layerwright.core.stack import Stack
+from layerwright.core.stream import Progress, Walk
+from layerwright.core.wiring import Wiring
+
+CHOICES = ("auto", "always", "never")
+WALK = "walk"
+# A checkpoint from this size on is worth fresh pages of memory for every tensor.
+_LARGE = 2**28
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a survey; the fields are the arguments of `verbs.survey`."""
+
+    model: str | Path | nn.Module
+    data: Any
+    measures: list[Measure]
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    blocks: str | None = None
+    tokenizer: Any = None
+    device: str = "cpu"
+    dtype: str | None = None
+    max_tokens: int | None = None
+    length: int | None = None
+    seed: int = 0
+    trust_remote_code: bool = False
+    stream: str = "auto"
+    out: Path | None = None
+    progress: Progress = lambda stage, done, total: None
+    say: Callable[[str], None] = lambda line: None
+
+    def read(self, model: nn.Module, tokenizer: Any) -> Data:
+        """The data, for a model."""
+        tokenizer = self.tokenizer or tokenizer
+        return load_data(self.data, model, tokenizer, length=self.length, max_tokens=self.max_tokens)
+
+
+class Answer(NamedTuple):
+    """The tower, the data, what is known of the model, and the recording."""
+
+    stack: Stack
+    data: Data
+    about: dict[str, Any]
+    recording: Recording
+
+
+def answer(request: Request) -> Answer:
+    """Survey the model with the engine that is asked for, or that fits.
+
+    Raises:
+        UserError: something given cannot be used.
+    """
+    if request.stream not in CHOICES:
+        raise UserError(f"got stream {request.stream!r}; expected one of {', '.join(CHOICES)}")
+    if isinstance(request.model, nn.Module):
+        if request.stream == "always":
+            raise UserError("got a live model to stream; only a model in a folder can be taken block by block")
+        return in_memory(request)
+    if request.stream == "always" or (request.stream == "auto" and _too_large(request)):
+        return by_walk(request)
+    return in_memory(request)
+
+
+def in_memory(request: Request) -> Answer:
+    """Load the whole model and let it run."""
+    request.progress("loading", 0, 1)
+    trust = request.trust_remote_code
+    model, tokenizer, about = load_model(
+        request.model, dtype=request.dtype, device=request.device, trust_remote_code=trust
+    )
+    data = request.read(model, tokenizer)
+    request.progress("loading", 1, 1)
+    stack = Stack.find(model, data.batches[0], request.blocks)
+    recording = record(
+        stack, data.batches, request.measures, options=request.options, sequences=data.sequences, prefix=data.prefix,
+        seed=request.seed, progress=request.progress,
+    )  # fmt: skip
+    return Answer(stack, data, about, recording)
+
+
+def by_walk(request: Request) -> Answer:
+    """Take the model block by block; with `out`, a run that was stopped goes on from its last record."""
+    assert not isinstance(request.model, nn.Module)
+    trust = request.trust_remote_code
+    skeleton, tokenizer, about = Skeleton.load(
+        request.model, dtype=request.dtype, device=request.device, trust_remote_code=trust
+    )
+    data = request.read(skeleton.model, tokenizer)
+    with ExitStack() as closing:
+        if skeleton.stored(skeleton.recipes) >= _LARGE:
+            closing.enter_context(returning_memory())
+        out = request.out or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="layerwright-")))
+        run = closing.enter_context(RunFolder.opened(out / WALK, _settings(request, skeleton, data)))
+        wiring = Wiring.find(skeleton, data.batches[0], request.blocks)
+        walk = Walk(
+            skeleton, wiring, data.batches, request.measures, run, options=request.options, sequences=data.sequences,
+            prefix=data.prefix, seed=request.seed, progress=request.progress,
+        )  # fmt: skip
+
+        def announce(budget: Budget) -> None:
+            request.say(f"block by block: {budget.describe()}")
+            budget.check(run.folder)
+
+        recording = walk.run(announce)
+    about["notes"] = [*about["notes"], "measured block by block (--stream): one block's weights in memory at a time"]
+    return Answer(walk.stack, data, about, recording)
+
+
+def _settings(request: Request, skeleton: Skeleton, data: Data) -> dict[str, Any]:
+    """Everything that the numbers depend on, for a run that goes on later."""
+    from layerwright import __version__
+
+    return {
+        "seed": request.seed,
+        "model": skeleton.checkpoint.identity(),
+        "data": data.digest,
+        "batches": [len(next(iter(batch.values()))) for batch in data.batches],
+        "prefix": data.prefix,
+        "measures": [m.name for m in request.measures],
+        "options": {name: dict(options) for name, options in request.options.items()},
+        "blocks": request.blocks,
+        "dtype": request.dtype,
+        "device": request.device,
+        "threads": torch.get_num_threads(),
+        "layerwright": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _too_large(request: Request) -> bool:
+    """Whether the weights would not fit where they are to be; says so."""
+    folder, _ = locate(str(request.model), request.trust_remote_code)
+    dtype = request.dtype or read_json(folder / "config.json").get("dtype")
+    size = DTYPES[dtype].itemsize if dtype in DTYPES else None
+    entries = Checkpoint.open(folder).entries.values()
+    needed = sum(e.nbytes if size is None else e.nbytes // e.dtype.itemsize * size for e in entries)
+    if request.device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(torch.device(request.device))[0]
+    else:
+        free = available_memory()
+    # States, gradients and a batch's activations want their share beside the weights.
+    if needed <= 0.75 * free:
+        return False
+    request.say(f"the weights take {readable(needed)} and {readable(free)} is free: surveying block by block")
+    return True
+
+
+def discard_walk(out: Path) -> None:
+    """Take away what a finished walk left beside its result."""
+    RunFolder(out / WALK).finished()

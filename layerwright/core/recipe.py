@@ -1,0 +1,94 @@
+"""Recipes: tensors without numbers that remember how they are made from the tensors of a checkpoint.
+
+Transformers does not always store a model's weights as the model holds them: experts are files of their own and are
+stacked, projections are joined or split, names change. Given recipes in place of the stored tensors it builds the
+whole model without reading a byte, and every weight then knows which tensors it needs, and what to do with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Recipe(Tensor):
+    """A meta tensor that notes every operation on it.
+
+    Example:
+        >>> a, b = Recipe.of("a", (2, 3), torch.float32), Recipe.of("b", (2, 3), torch.float32)
+        >>> both = torch.cat([a.to(torch.float64), b.to(torch.float64)])
+        >>> sorted(both.sources()), tuple(both.shape), both.dtype
+        (['a', 'b'], (4, 3), torch.float64)
+        >>> both.make({"a": torch.zeros(2, 3), "b": torch.ones(2, 3)}).sum().item()
+        6.0
+    """
+
+    _source: str
+    _call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int | None] | None
+
+    @staticmethod
+    def of(source: str, shape: tuple[int, ...], dtype: torch.dtype) -> Recipe:
+        """A stored tensor by its name."""
+        recipe = _without_numbers(torch.empty(shape, dtype=dtype, device="meta"))
+        recipe._source = source
+        return recipe
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the operation on the meta device and note it."""
+        kwargs = dict(kwargs or {})
+        shown = {key: value for key, value in kwargs.items() if not (func is Tensor.to and key == "device")}
+        with torch._C.DisableTorchFunctionSubclass():
+            out = func(*args, **shown)
+        if isinstance(out, (tuple, list)) and any(isinstance(x, Tensor) for x in out):
+            return type(out)(cls._noted(x, func, args, kwargs, k) for k, x in enumerate(out))
+        return cls._noted(out, func, args, kwargs, None)
+
+    @classmethod
+    def _noted(cls, out: Any, func: Callable[..., Any], args: Any, kwargs: Any, place: int | None) -> Any:
+        if not isinstance(out, Tensor) or any(out is x for x in args) or out.device.type != "meta":
+            return out
+        recipe = _without_numbers(out)
+        recipe._call = (func, args, kwargs, place)
+        return recipe
+
+    def sources(self) -> set[str]:
+        """Names of the stored tensors that go into it."""
+        if self._call is None:
+            return {self._source}
+        _, args, kwargs, _ = self._call
+        return {name for x in _leaves((args, kwargs)) for name in x.sources()}
+
+    def make(self, stored: Mapping[str, Tensor]) -> Tensor:
+        """The numbers, from the stored tensors by name."""
+        if self._call is None:
+            return stored[self._source]
+        func, args, kwargs, place = self._call
+        made = func(*_made(args, stored), **_made(kwargs, stored))
+        return made if place is None else made[place]
+
+
+def _without_numbers(meta: Tensor) -> Recipe:
+    recipe = Tensor._make_subclass(Recipe, meta)
+    recipe._source, recipe._call = "", None
+    return recipe
+
+
+def _leaves(x: Any) -> list[Recipe]:
+    if isinstance(x, Recipe):
+        return [x]
+    items = x.values() if isinstance(x, dict) else x if isinstance(x, (tuple, list)) else ()
+    return [leaf for item in items for leaf in _leaves(item)]
+
+
+def _made(x: Any, stored: Mapping[str, Tensor]) -> Any:
+    if isinstance(x, Recipe):
+        return x.make(stored)
+    if isinstance(x, dict):
+        return {key: _made(item, stored) for key, item in x.items()}
+    return type(x)(_made(item, stored) for item in x) if isinstance(x, (tuple, list)) else x

@@ -1,0 +1,120 @@
+"""What a pass over the data gave: tables, self-tests and notes, whichever engine fed the measures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from layerwright.core.desk import Desk
+from layerwright.core.reduce import Key, Reduced
+from layerwright.core.registry import Measure
+from layerwright.core.stack import Stack
+from layerwright.core.table import derived_columns, replicate_fields, table
+from layerwright.core.table import field as measured_field
+
+# What the self-tests compare, by the name under which their errors are noted.
+_CHECKS = {
+    "sum": ("h₀ + Σ updates = h_L", "the parts measured add up to the stream"),
+    "lens": ("lens(h_L) = logits", "decoding the last state gives the model's own output"),
+    "replay": ("blocks called again = forward pass", "skips and gradients see the same model"),
+    "walk": ("block by block = forward pass", "the model taken apart, with random weights, gives what it gives whole"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A self-test of the survey: what was compared, how far apart it was, and how far it may be."""
+
+    name: str
+    error: float
+    tolerance: float
+    passed: bool
+    note: str
+
+
+@dataclass
+class Recording:
+    """What a pass gave: tables by name, self-tests, notes on what could not be measured, tokens counted."""
+
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    sequences: int = 0
+    tokens: int = 0
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def note_error(self, name: str, error: float) -> None:
+        """The error of a self-test on some batch; the largest counts."""
+        self.errors[name] = max(error, self.errors.get(name, 0.0))
+
+    def finish(self, stack: Stack, desk: Desk, seed: int) -> None:
+        """Turn what was reduced into tables, and errors into checks."""
+        dtype = next((p.dtype for p in stack.model.parameters() if p.is_floating_point()), torch.float32)
+        # Rounding adds up over the blocks; a wrong part is off by the size of an update, far more than this.
+        tolerance = max(8 * torch.finfo(dtype).eps, 1e-5)
+        for name, error in self.errors.items():
+            title, note = _CHECKS[name]
+            self.checks.append(Check(title, error, tolerance, bool(error <= tolerance), note))
+        _Tables(self, stack, desk, seed).make()
+
+
+class _Tables:
+    def __init__(self, out: Recording, stack: Stack, desk: Desk, seed: int) -> None:
+        self.out, self.stack, self.desk, self.seed = out, stack, desk, seed
+        self.measures: Sequence[Measure] = desk.measures
+        self.options: Mapping[str, Mapping[str, Any]] = desk.options
+
+    def make(self) -> None:
+        reduced: dict[str, Reduced] = {}
+        for m in self.measures:
+            if m.scope == "table":
+                self._derived(m, reduced)
+                continue
+            result = self.desk.reducers[m.name].finish()
+            if not result.keys:
+                self.out.notes.append(f"{m.name} could not be measured: {self._reason(m)}")
+                continue
+            reduced[m.name] = result
+            columns = {"value": result.mean()} if m.scope == "weight" else dict(result.columns(self.seed))
+            frame = table(m.index, result.keys, columns, m.meta())
+            if m.scope != "weight":
+                frame = frame[(frame["tokens"] > 0) | (frame["nonfinite"] > 0)]
+                self._mark_nonfinite(m, frame)
+            numbers = [c for c in m.index if c not in ("part", "quantity", "matrix")]
+            self.out.tables[m.name] = frame.sort_values(numbers, kind="stable", ignore_index=True)
+
+    def _derived(self, m: Measure, reduced: dict[str, Reduced]) -> None:
+        if any(need not in reduced for need in m.needs):
+            missing = ", ".join(need for need in m.needs if need not in reduced)
+            self.out.notes.append(f"{m.name} could not be computed: it reads from {missing}")
+            return
+        options = self.options.get(m.name, {})
+        indices = {need: next(x.index for x in self.measures if x.name == need) for need in m.needs}
+        fields = [measured_field(indices[n], reduced[n]) for n in m.needs]
+        value = m.function(*fields, **options)
+        replicates = [replicate_fields(f, reduced[n], self.seed) for f, n in zip(fields, m.needs, strict=True)]
+        again = [m.function(*given, **options) for given in zip(*replicates, strict=False)]
+        keys: list[Key] = [(name,) for name in value]
+        columns = derived_columns(np.array([*value.values()], dtype=float), [np.array([*a.values()]) for a in again])
+        self.out.tables[m.name] = table(m.index, keys, columns, m.meta())
+
+    def _reason(self, m: Measure) -> str:
+        if m.scope in ("lens", "skip_output") and self.stack.head is None:
+            return "the model gives no logits for the tokens of these blocks"
+        if m.scope == "gradient":
+            return "the data holds no labels for this model's output"
+        if m.scope == "weight":
+            return "the blocks hold no weight matrix"
+        return "no block of this model supplies " + ", ".join(m.needs)
+
+    def _mark_nonfinite(self, m: Measure, frame: pd.DataFrame) -> None:
+        touched = frame[frame["nonfinite"] > 0]
+        if len(touched):
+            column = next((c for c in ("block", "point", "source") if c in frame), None)
+            where = f" ({column} {', '.join(map(str, sorted(set(touched[column]))[:8]))})" if column else ""
+            self.out.notes.append(f"{m.name}: {len(touched)} rows met NaN or infinite numbers{where}")
