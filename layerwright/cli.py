@@ -7,6 +7,7 @@ one line on standard error and exit code 2; a failed check is 1; Ctrl-C is 130.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -333,14 +334,23 @@ def _run(arguments: Sequence[str]) -> int:
         return _fail(f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
 
 
+def _stop(number: int, frame: object) -> None:
+    """A polite request to end (a batch system does so) is taken like Ctrl-C."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
     """Entry point of `layerwright` and `lw`."""
+    signal.signal(signal.SIGTERM, _stop)
     try:
         code = _run(sys.argv[1:])
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     if code == 130:  # typer turns Ctrl-C inside a command into this exit code
-        print("stopped by Ctrl-C; nothing was left half-written", file=sys.stderr)
+        asked = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        by, code = ("SIGTERM", 143) if asked else ("Ctrl-C", 130)
+        print(f"stopped by {by}; nothing was left half-written", file=sys.stderr)
     sys.exit(code)
 
 

@@ -7,7 +7,7 @@ last one returns the given state. No part of a model needs to be recognised by n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableSequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -92,6 +92,27 @@ class Replay:
     def handed_on(self) -> set[int]:
         """Block applications that later ones take more from than the stream."""
         return {extra.k for extra in extras_in(self._calls)}
+
+    def first(self, k: int, state: Tensor) -> Tensor:
+        """Run application `k` for the first time: what it hands on to later ones beside the stream is kept.
+
+        Raises:
+            UserError: it writes into the state that it is given.
+        """
+        version = state._version
+        output = self.call(k, state)
+        if state._version != version:
+            raise writes_into_its_input(self.stack, k)
+        if k in self.handed_on:
+            self.structures[k] = structure(output)
+        after = first_tensor(output)
+        assert after is not None
+        return after
+
+    def hand_on(self, k: int, extras: Iterable[Tensor]) -> None:
+        """Let application `k` have returned these tensors beside the stream."""
+        new = iter(extras)
+        self.structures[k] = exchanged(self.structures[k], lambda _: next(new))
 
     def call(self, k: int, state: Tensor) -> Any:
         """What application `k` of the tower returns on another state of the same shape."""

@@ -116,10 +116,11 @@ class Skeleton:
         fetched = self._prefetch
         self._prefetch = None
         stored = fetched.wait() if fetched is not None and fetched.names == names else self._read(names)
+        if self.device.type == "cuda":  # memory of the side stream must not be given away while this one uses it
+            for tensor in stored.values():
+                tensor.record_stream(torch.cuda.current_stream(self.device))
         for name in names:
-            self._put(name, self.recipes[name].make(stored).to(self.device, non_blocking=True))
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # the pinned memory is given back
+            self._put(name, self.recipes[name].make(stored).to(self.device))
 
     def prefetch(self, names: Iterable[str]) -> None:
         """Start reading weights that will be filled in next, while the model computes."""
@@ -169,7 +170,16 @@ class Skeleton:
         return sorted({source for name in names for source in self.recipes[name].sources()})
 
     def _read(self, names: list[str]) -> Mapping[str, Tensor]:
-        return self.checkpoint.read(self._sources(names), pin=self.device.type == "cuda")
+        """The stored tensors, on the device: the copy runs on a stream of its own, beside what is computed."""
+        cuda = self.device.type == "cuda"
+        stored = self.checkpoint.read(self._sources(names), pin=cuda)
+        if not cuda:
+            return stored
+        side = torch.cuda.Stream(self.device)
+        with torch.cuda.stream(side):
+            copied = {name: tensor.to(self.device, non_blocking=True) for name, tensor in stored.items()}
+        side.synchronize()
+        return copied
 
     def _put(self, name: str, tensor: Tensor) -> None:
         parameter = nn.Parameter(tensor, requires_grad=False)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,24 +20,23 @@ from torch import Tensor
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.budget import Budget
-from layerwright.core.calls import beside, exchanged, structure
+from layerwright.core.calls import beside
 from layerwright.core.desk import Desk
 from layerwright.core.forward import BlockPass, give_tower, last_tokens, sampled_tokens
 from layerwright.core.inputs import Inputs, moved, small
-from layerwright.core.layout import Layout
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.packet import Packet
 from layerwright.core.quiet import undisturbed
 from layerwright.core.recording import Recording
 from layerwright.core.registry import Measure
-from layerwright.core.replay import Replay, writes_into_its_input
+from layerwright.core.replay import Replay
+from layerwright.core.ride import Ride, stream_keys
 from layerwright.core.runfolder import RunFolder
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.skips import SkipPass
 from layerwright.core.stack import PartFinder
 from layerwright.core.states import StateFile, States, StreamFiles
 from layerwright.core.sublayers import Sublayer
-from layerwright.core.trace import first_tensor
 from layerwright.core.weights import give_weights, nonfinite_weights
 from layerwright.core.wiring import Wiring
 
@@ -75,18 +73,17 @@ class Walk:
         self._parts: list[tuple[Sublayer, ...]] = list(wiring.stack.parts)
         self._finder = PartFinder(wiring.stack)
         self._loaded: int | None = None
-        self._handed_on: dict[str, Tensor] = {}
         self._rides = self._board(batches, sequences, prefix)
         self._piece = Replay(wiring.stack, moved(small(batches[0]), skeleton.device), run=False)
 
-    def _board(self, batches: Sequence[Inputs], sequences: int, prefix: int) -> list[_Ride]:
-        rides: list[_Ride] = []
+    def _board(self, batches: Sequence[Inputs], sequences: int, prefix: int) -> list[Ride]:
+        rides: list[Ride] = []
         for inputs in batches:
             first = sum(ride.batch.size for ride in rides)
             inputs = moved(inputs, self.skeleton.device)
             batch = Batch.of(self.stack, inputs, first, prefix, sequences, self.seed)
             blocks = BlockPass(self.stack, self._desk, batch, self._parts, check_sum=not rides)
-            rides.append(_Ride(batch, blocks, self.folder.states() / f"{len(rides):04d}", self.stack.depth))
+            rides.append(Ride(batch, blocks, self.folder.states() / f"{len(rides):04d}", self.stack.depth))
         return rides
 
     def run(self, announce: Callable[[Budget], None] = lambda budget: None) -> Recording:
@@ -102,6 +99,7 @@ class Walk:
             self._step("bottom", self._bottom)
             for k in range(depth):
                 self._step(f"up-{k:04d}", partial(self._up, k))
+                self._hand_on(k)
                 self._tidy(k)
             self._step("top", self._top)
             if self._desk.wants("gradient", "jacobian"):
@@ -132,8 +130,6 @@ class Walk:
         tensors = {"carry/piece": self._piece.states[-1], "carry/errors": errors}
         if self._rides[0].blocks.added is not None:
             tensors["carry/added"] = self._rides[0].blocks.added
-        tensors |= self._handed_on
-        self._handed_on = {}
         return Packet({**numbers.data, **data}, {**numbers.tensors, **tensors})
 
     def _restore(self, packet: Packet) -> None:
@@ -143,14 +139,23 @@ class Walk:
         self._out.errors = dict(zip(packet.data["errors"], packet.tensors["carry/errors"].tolist(), strict=True))
         self._piece.states[1:] = [packet.tensors["carry/piece"].to(self.skeleton.device)]
         self._rides[0].blocks.added = packet.tensors.get("carry/added")
-        for name, extra in packet.tensors.items():
-            if name.startswith("carry/beside/"):
-                who, k, place = map(int, name.split("/")[2:])
-                handed = beside(self._replays()[who].structures[k])
-                handed[place] = extra.to(self.skeleton.device)
-                new = iter(handed)
-                structures = self._replays()[who].structures
-                structures[k] = exchanged(structures[k], lambda _, new=new: next(new))  # type: ignore[misc]
+
+    def _keep_beside(self, k: int) -> None:
+        """Record what a block hands on to later ones beside the stream, where it does."""
+        if k in self._piece.handed_on:
+            replays = [self._piece, *(ride.replay for ride in self._rides)]
+            given = {f"{who}/{n}": x for who, r in enumerate(replays) for n, x in enumerate(beside(r.structures[k]))}
+            self.folder.commit(f"beside-{k:04d}", Packet({}, given))
+
+    def _hand_on(self, k: int) -> None:
+        """Let every batch have it, also where the block ran before this run was stopped."""
+        packet = self.folder.record(f"beside-{k:04d}") if k in self._piece.handed_on else None
+        if packet is not None:
+            for who, replay in enumerate([self._piece, *(ride.replay for ride in self._rides)]):
+                names = sorted(
+                    (n for n in packet.tensors if n.startswith(f"{who}/")), key=lambda n: int(n.split("/")[1])
+                )
+                replay.hand_on(k, (packet.tensors[name].to(self.skeleton.device) for name in names))
 
     # The walk
 
@@ -188,19 +193,20 @@ class Walk:
             if self._desk.wants("weight"):
                 give_weights(self.stack, self._desk, b)
         self._parts[k] = self._finder.of(k, self._piece, self._piece.states[-1])
-        self._piece.states[1:] = [self._call(self._piece, k, self._piece.states[-1])]
+        self._piece.states[1:] = [self._piece.first(k, self._piece.states[-1])]
         written = []
         for place, ride in enumerate(self._rides):
             written += self._through(k, ride)
             self.progress("up", k * len(self._rides) + place + 1, self.stack.depth * len(self._rides))
+        self._keep_beside(k)
         return written
 
-    def _through(self, k: int, ride: _Ride) -> list[StateFile]:
+    def _through(self, k: int, ride: Ride) -> list[StateFile]:
         """One batch through a block, and every stream of it that skips an earlier one."""
         state = ride.states[k]
         with ride.blocks.watching([k]):
             ride.blocks.begin(k, state)
-            after = self._call(ride.replay, k, state)
+            after = ride.replay.first(k, state)
             ride.blocks.end(k, after)
         ride.blocks.close()
         written = [ride.states.file(k + 1).restart()]
@@ -208,27 +214,10 @@ class Walk:
         if self._desk.wants("skip", "skip_output"):
             skips = self._skips(ride)
             target = ride.streams(k + 1).restart()
-            skips.step(k, StreamFiles(ride.streams(k), target, _keys(k, skips.kinds)))
+            skips.step(k, StreamFiles(ride.streams(k), target, stream_keys(k, skips.kinds)))
             skips.close()
             written.append(target)
         return written
-
-    def _call(self, replay: Replay, k: int, state: Tensor) -> Tensor:
-        """Run a block for the first time on a batch, and keep what it hands on to later ones beside the stream."""
-        version = state._version
-        output = replay.call(k, state)
-        after = first_tensor(output)
-        assert after is not None
-        if state._version != version:
-            raise writes_into_its_input(self.stack, k)
-        if k in replay.handed_on:
-            replay.structures[k] = structure(output)
-            who = self._replays().index(replay)
-            self._handed_on |= {f"carry/beside/{who}/{k}/{n}": x for n, x in enumerate(beside(replay.structures[k]))}
-        return after
-
-    def _replays(self) -> list[Replay]:
-        return [self._piece, *(ride.replay for ride in self._rides)]
 
     def _tidy(self, k: int) -> None:
         """The streams below a block are not needed once those above it are recorded."""
@@ -244,7 +233,7 @@ class Walk:
         self.skeleton.clear(self.wiring.after)
         return written
 
-    def _answers(self, ride: _Ride) -> list[StateFile]:
+    def _answers(self, ride: Ride) -> list[StateFile]:
         """Everything that is read off the whole stream or the model's output."""
         states, tokens = ride.states, self.stack.layout.tokens
         self._out.note_error("sum", ride.blocks.sum_error(tokens(states[-1])))
@@ -253,11 +242,11 @@ class Walk:
         self._lens(ride, states)
         if self._desk.wants("skip", "skip_output"):
             skips = self._skips(ride)
-            skips.answer(StreamFiles(ride.streams(self.stack.depth), None, _keys(self.stack.depth, skips.kinds)))
+            skips.answer(StreamFiles(ride.streams(self.stack.depth), None, stream_keys(self.stack.depth, skips.kinds)))
         gradient = self._downs(ride).top() if self._desk.wants("gradient") else None
         return [] if gradient is None else [self._gradient(ride, self.stack.depth, gradient)]
 
-    def _lens(self, ride: _Ride, states: States) -> None:
+    def _lens(self, ride: Ride, states: States) -> None:
         if not self._desk.wants("lens") or self.stack.head is None:
             return
         if not self.stack.tokenwise:
@@ -289,13 +278,13 @@ class Walk:
             self.progress("down", done, self.stack.depth * len(self._rides))
         return written
 
-    def _skips(self, ride: _Ride) -> SkipPass:
+    def _skips(self, ride: Ride) -> SkipPass:
         return SkipPass(self.stack, self._desk, ride.batch, ride.replay, self.seed)
 
-    def _downs(self, ride: _Ride) -> BackwardPass:
+    def _downs(self, ride: Ride) -> BackwardPass:
         return BackwardPass(self.stack, self._desk, ride.batch, ride.replay, self.seed)
 
-    def _gradient(self, ride: _Ride, k: int, gradient: Tensor) -> StateFile:
+    def _gradient(self, ride: Ride, k: int, gradient: Tensor) -> StateFile:
         file = ride.gradient(k).restart()
         file.append(gradient)
         return file
@@ -311,38 +300,3 @@ class Walk:
 
     def _weights(self, b: int) -> list[str]:
         return self.skeleton.below(self.stack.tower.block_paths[b])
-
-
-class _Ride:
-    """One batch on its way through the tower, and where its states lie."""
-
-    replay: Replay
-
-    def __init__(self, batch: Batch, blocks: BlockPass, place: Path, depth: int) -> None:
-        self.batch, self.blocks, self._place, self._depth = batch, blocks, place, depth
-
-    def board(self, replay: Replay, layout: Layout) -> Tensor:
-        """Take what the blocks are called with; the bottom state is handed on, not kept."""
-        state = replay.states[0]
-        self.batch.settle(layout.tokens(state), state)
-        self.batch.native = state.new_zeros(()).expand(state.shape)
-        replay.states = self.states  # type: ignore[assignment]
-        self.replay = replay
-        return state
-
-    @property
-    def states(self) -> States:
-        return States(self._place.with_name(f"{self._place.name}-state"), self._depth, self.batch.native)
-
-    def streams(self, k: int) -> StateFile:
-        """The skip streams before block application `k`."""
-        return StateFile(self._place.with_name(f"{self._place.name}-skips-{k:04d}"), self.batch.native)
-
-    def gradient(self, k: int) -> StateFile:
-        """The derivative of the loss by state `k`."""
-        return StateFile(self._place.with_name(f"{self._place.name}-gradient-{k:04d}"), self.batch.native)
-
-
-def _keys(k: int, kinds: Sequence[str]) -> list[tuple[int, str]]:
-    """The skip streams before block application `k`, in the order in which they lie on disk."""
-    return [(source, kind) for source in range(k) for kind in kinds]
