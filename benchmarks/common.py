@@ -67,12 +67,17 @@ def peak_memory(script: str, contender: str) -> float:
 
 
 def report_peak() -> None:
-    """Print this process's peak resident memory, for `peak_memory`.
+    """Print this process's peak resident memory, for `peak_memory`."""
+    print(json.dumps({"peak_mb": peak_so_far()}))
+
+
+def peak_so_far() -> float:
+    """This process's peak resident memory in MB.
 
     From /proc, because `ru_maxrss` starts at the peak of the process that this one was forked from.
     """
     status = Path("/proc/self/status").read_text()
-    print(json.dumps({"peak_mb": int(status.split("VmHWM:")[1].split()[0]) / 1024}))
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def table(rows: list[tuple[str, ...]], header: tuple[str, ...]) -> str:

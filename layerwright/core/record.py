@@ -13,6 +13,7 @@ from layerwright.core.desk import Desk
 from layerwright.core.forward import ForwardPass, sampled_tokens
 from layerwright.core.inputs import Inputs, on_device, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
+from layerwright.core.packet import Packet
 from layerwright.core.quiet import undisturbed
 from layerwright.core.recording import Recording
 from layerwright.core.registry import Measure
@@ -51,7 +52,61 @@ def record(
         seed: seeds the sampled tokens, probes, split points and bootstrap.
         progress: called with the stage, the work done and the work to do.
     """
-    return _Recorder(stack, measures, options or {}, sequences, prefix, seed, progress).run(batches)
+    recorder = _Recorder(stack, measures, options or {}, sequences, prefix, seed, progress)
+    recorder.batches(batches, 0)
+    recorder.weights()
+    recorder.out.finish(stack, recorder.desk, seed)
+    return recorder.out
+
+
+def record_part(
+    stack: Stack,
+    batches: Iterable[Inputs],
+    first: int,
+    measures: list[Measure],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    sequences: int,
+    prefix: int = 0,
+    seed: int = 0,
+    weights: bool = False,
+) -> Packet:
+    """What some batches of a survey give, for `join_parts`: work for one of several workers.
+
+    Args:
+        stack: the model and its tower.
+        batches: some of the data.
+        first: number in the whole data of their first sequence, which seeds what is random about them.
+        measures: as in `record`, and so the rest.
+        options: keyword options by measure.
+        sequences: number of sequences in the whole data.
+        prefix: leading tokens of each sequence that are left out.
+        seed: of the survey.
+        weights: measure the weights as well; one part does.
+    """
+    recorder = _Recorder(stack, measures, options or {}, sequences, prefix, seed, lambda stage, done, total: None)
+    recorder.batches(batches, first)
+    if weights:
+        recorder.weights()
+    numbers, about = recorder.desk.take(), recorder.out.to_packet()
+    return Packet({**numbers.data, **about.data}, {**numbers.tensors, **about.tensors})
+
+
+def join_parts(
+    stack: Stack,
+    parts: Iterable[Packet],
+    measures: list[Measure],
+    *,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+) -> Recording:
+    """The recording of a survey from its parts, in the order of their sequences."""
+    desk, out = Desk(measures, options or {}), Recording()
+    for part in parts:
+        desk.put(part)
+        out.add(part)
+    out.finish(stack, desk, seed)
+    return out
 
 
 class _Recorder:
@@ -65,31 +120,31 @@ class _Recorder:
         seed: int,
         progress: Progress,
     ) -> None:
-        self.stack, self.measures, self.options, self.seed = stack, measures, options, seed
+        self.stack, self.seed = stack, seed
         self.sequences, self.prefix, self.progress = sequences, prefix, progress
         self.desk = Desk(measures, options)
         self.out = Recording()
+        self.first = 0
 
-    def run(self, batches: Iterable[Inputs]) -> Recording:
-        for b in range(len(self.stack.blocks)):
-            self.out.notes += nonfinite_weights(self.stack, b)
+    def batches(self, batches: Iterable[Inputs], first: int) -> None:
+        """Let batches through the model; `first` is the number of their first sequence in the data."""
+        self.first = first
         with undisturbed(self.stack.model), torch.no_grad():
             for inputs in batches:
                 self._batch(inputs)
-            if self.desk.wants("weight"):
-                self._weights()
-        self.out.finish(self.stack, self.desk, self.seed)
-        return self.out
 
-    def _weights(self) -> None:
+    def weights(self) -> None:
+        """Measure every distinct block's matrices, and look for numbers that are not finite."""
         for b in range(len(self.stack.blocks)):
-            give_weights(self.stack, self.desk, b)
-            self.progress("weights", b + 1, len(self.stack.blocks))
+            self.out.notes += nonfinite_weights(self.stack, b)
+            if self.desk.wants("weight"):
+                give_weights(self.stack, self.desk, b)
+                self.progress("weights", b + 1, len(self.stack.blocks))
 
     def _batch(self, inputs: Inputs) -> None:
         inputs = on_device(inputs, self.stack.model)
-        batch = Batch.of(self.stack, inputs, self.out.sequences, self.prefix, self.sequences, self.seed)
-        first = self.out.sequences == 0
+        batch = Batch.of(self.stack, inputs, self.first, self.prefix, self.sequences, self.seed)
+        first = self.first == 0
         # Weights-only surveys need no forward pass, but the tables must still count the tokens of any data given.
         forward = ForwardPass(self.stack, self.desk, batch, self._keeps, check_sum=first)
         forward.run()
@@ -103,9 +158,10 @@ class _Recorder:
             self._again(batch, forward.replay)
             if first:
                 self.out.note_error("replay", self._replay_error(Replay(self.stack, small(batch.inputs))))
+        self.first += batch.size
         self.out.sequences += batch.size
         self.out.tokens += int(batch.mask.sum())
-        self.progress("forward", self.out.sequences, self.sequences or self.out.sequences)
+        self.progress("forward", self.first, self.sequences or self.first)
 
     @property
     def _deep(self) -> bool:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 
 from layerwright.core.desk import Desk
+from layerwright.core.packet import Packet
 from layerwright.core.reduce import Key, Reduced
 from layerwright.core.registry import Measure
 from layerwright.core.stack import Stack
@@ -51,6 +52,20 @@ class Recording:
     def note_error(self, name: str, error: float) -> None:
         """The error of a self-test on some batch; the largest counts."""
         self.errors[name] = max(error, self.errors.get(name, 0.0))
+
+    def to_packet(self) -> Packet:
+        """Everything but tables and checks, which are made at the end."""
+        names = ("notes", "sequences", "tokens")
+        data = {name: getattr(self, name) for name in names} | {"errors": list(self.errors)}
+        return Packet(data, {"errors": torch.tensor([*self.errors.values()], dtype=torch.float64)})
+
+    def add(self, packet: Packet) -> None:
+        """Take in what another recording of the same survey put into a packet."""
+        self.notes += packet.data["notes"]
+        self.sequences += packet.data["sequences"]
+        self.tokens += packet.data["tokens"]
+        for name, error in zip(packet.data["errors"], packet.tensors["errors"].tolist(), strict=True):
+            self.note_error(name, error)
 
     def finish(self, stack: Stack, desk: Desk, seed: int) -> None:
         """Turn what was reduced into tables, and errors into checks."""

@@ -69,7 +69,6 @@ class Walk:
         self.stack = wiring.stack
         self._desk, self._total = Desk(measures, options or {}), Desk(measures, options or {})
         self._out = Recording()
-        self._notes: list[str] = []
         self._parts: list[tuple[Sublayer, ...]] = list(wiring.stack.parts)
         self._finder = PartFinder(wiring.stack)
         self._loaded: int | None = None
@@ -123,20 +122,17 @@ class Walk:
         self._restore(packet)
 
     def _packet(self) -> Packet:
-        numbers = self._desk.take()
+        numbers, about = self._desk.take(), self._out.to_packet()
         parts = [[asdict(part) for part in parts] for parts in self._parts]
-        data = {"parts": parts, "notes": self._notes, "errors": list(self._out.errors)}
-        errors = torch.tensor([*self._out.errors.values()], dtype=torch.float64)
-        tensors = {"carry/piece": self._piece.states[-1], "carry/errors": errors}
+        carried = {"carry/piece": self._piece.states[-1]}
         if self._rides[0].blocks.added is not None:
-            tensors["carry/added"] = self._rides[0].blocks.added
-        return Packet({**numbers.data, **data}, {**numbers.tensors, **tensors})
+            carried["carry/added"] = self._rides[0].blocks.added
+        return Packet({**numbers.data, **about.data, "parts": parts}, {**numbers.tensors, **about.tensors, **carried})
 
     def _restore(self, packet: Packet) -> None:
         self._parts[:] = [tuple(Sublayer(**part) for part in parts) for parts in packet.data["parts"]]
-        self._notes = list(packet.data["notes"])
-        self._out.notes = list(self._notes)
-        self._out.errors = dict(zip(packet.data["errors"], packet.tensors["carry/errors"].tolist(), strict=True))
+        self._out = Recording()
+        self._out.add(packet)
         self._piece.states[1:] = [packet.tensors["carry/piece"].to(self.skeleton.device)]
         self._rides[0].blocks.added = packet.tensors.get("carry/added")
 
@@ -189,7 +185,7 @@ class Walk:
         following = next((i for i in self.stack.order[k + 1 :] if i != b), None)
         self._load(b, self.wiring.after if following is None else self._weights(following))
         if self.stack.order.index(b) == k:
-            self._notes += nonfinite_weights(self.stack, b)
+            self._out.notes += nonfinite_weights(self.stack, b)
             if self._desk.wants("weight"):
                 give_weights(self.stack, self._desk, b)
         self._parts[k] = self._finder.of(k, self._piece, self._piece.states[-1])
