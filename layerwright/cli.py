@@ -87,6 +87,7 @@ def survey(
     options: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME.OPTION=VALUE ...", help="Options of measures.")
     ] = None,
+    against: Annotated[str | None, typer.Option(metavar="MODEL2", help="Another model, on the same data.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write survey.json, tables and report.html.")] = None,
     device: Annotated[str, typer.Option(metavar="D", help="Where to compute.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(metavar="T", help="Of the weights; default the checkpoint's.")] = None,
@@ -94,6 +95,7 @@ def survey(
     length: Annotated[int | None, typer.Option(metavar="N", help="Tokens in a sequence of text.")] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of samples, probes and intervals.")] = 0,
     stream: Annotated[Stream, typer.Option(help="Block by block; auto: where it would not fit.")] = Stream.auto,
+    jobs: Annotated[str | None, typer.Option(metavar="N|ray", help="Local workers, or a Ray cluster.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print survey.json instead of tables.")] = False,
     trust_remote_code: Remote = False,
 ) -> None:
@@ -119,6 +121,8 @@ def survey(
         seed=seed,
         trust_remote_code=trust_remote_code,
         stream=stream.value,
+        jobs=jobs,
+        against=against,
         out=out,
         progress=sys.stderr.isatty(),
         say=_say,

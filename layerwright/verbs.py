@@ -31,6 +31,8 @@ def survey(
     seed: int = 0,
     trust_remote_code: bool = False,
     stream: str = "auto",
+    jobs: str | int | None = None,
+    against: str | Path | nn.Module | None = None,
     out: str | Path | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -38,7 +40,8 @@ def survey(
     """Measure how a model uses its depth.
 
     Args:
-        model: a live module, a local folder, a hub name, or `demo`.
+        model: a live module, a local folder, a hub name, or `demo`. With a module that DDP or `fully_shard` wrapped,
+            every rank calls this with the same arguments: they share the data, all get the result, rank 0 saves it.
         data: text file or folder, `.jsonl`, `.npz`, folder of images, tensors, a DataLoader, a Hugging Face dataset, or
             None for the text that comes with the demo model.
         tier: `quick` (one forward pass), `standard` (skips, gradients, weights) or `deep`.
@@ -55,7 +58,10 @@ def survey(
         trust_remote_code: run code that comes with the model.
         stream: take the model block by block, with one block's weights in memory: `always`, `never`, or `auto` where it
             would not fit.
-        out: folder to save the result in. A survey block by block that was stopped goes on from what is there.
+        jobs: measure in independent jobs of a few sequences, each on one thread: `serial`, a number of local workers,
+            `auto` (one a core), `ray` or `ray://HOST:PORT`. The numbers are the same, bit for bit, wherever jobs run.
+        against: another model to survey on the same data; `result.against` is its survey, `result.comparison` both.
+        out: folder to save the result in. A survey block by block, or by jobs, that was stopped goes on from there.
         progress: show progress bars.
         say: called with a line that a user should read before the work is done, as the budget of a walk.
 
@@ -67,21 +73,22 @@ def survey(
     """
     from layerwright import __version__, measures
     from layerwright.core import engine
+    from layerwright.core.ranks import Ranks
     from layerwright.core.registry import choose
-    from layerwright.core.survey import Survey
-    from layerwright.findings import find
 
     del measures  # importing the package registers every measure
     start = time.perf_counter()
     chosen = choose(tier, only, skip)
     options = _checked(options or {}, chosen)
-    folder = None if out is None else Path(out)
-    with _bars(progress) as bars:
+    leads = Ranks.of(model).leads and Ranks.of(against).leads
+    folder = Path(out) if out is not None and leads else None
+    with _bars(progress and leads) as bars:
         request = engine.Request(
             model, data, chosen, options, blocks, tokenizer, device, dtype, max_tokens, length, seed, trust_remote_code,
-            stream, folder, bars, say,
+            stream, None if jobs is None else str(jobs), folder, bars, say,
         )  # fmt: skip
-        stack, given, info, recording = engine.answer(request)
+        requests = {"model": request} | ({} if against is None else {"against": request.of(against)})
+        found = engine.answers(requests)
     settings = {
         "tier": tier,
         "measures": [m.name for m in chosen],
@@ -90,13 +97,25 @@ def survey(
         "layerwright": __version__,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    about_data = given.to_dict() | {"sequences": recording.sequences, "tokens": recording.tokens}
-    notes = [*given.notes, *_other_towers(stack), *recording.notes]
-    result = Survey(_about(stack, info), about_data, settings, recording.tables, [], recording.checks, notes)
-    result.findings = find(result)
+    result = _surveyed(found["model"], settings)
+    if against is not None:
+        result.against = _surveyed(found["against"], settings)
     if folder is not None:
         result.save(folder)
-        engine.discard_walk(folder)
+        engine.tidy(folder)
+    return result
+
+
+def _surveyed(answer: Any, settings: Mapping[str, Any]) -> Survey:
+    """What an engine found, with findings and notes."""
+    from layerwright.core.survey import Survey
+    from layerwright.findings import find
+
+    stack, given, info, recording = answer
+    data = given.to_dict() | {"sequences": recording.sequences, "tokens": recording.tokens}
+    notes = [*given.notes, *_other_towers(stack), *recording.notes]
+    result = Survey(_about(stack, info), data, dict(settings), recording.tables, [], recording.checks, notes)
+    result.findings = find(result)
     return result
 
 

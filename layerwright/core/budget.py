@@ -61,11 +61,15 @@ class Budget:
         order = wiring.stack.order
         up = [b for k, b in enumerate(order) if k == 0 or b != order[k - 1]]
         twice = desk.wants("gradient", "jacobian")
-        streams = 2 * len(order) if desk.wants("skip", "skip_output") else 0
+        kinds = 2 if wiring.stack.causal else 1
+        streams = kinds * len(order) if desk.wants("skip", "skip_output") else 0
         below = {b: skeleton.below(wiring.stack.tower.block_paths[b]) for b in up}
         loads = [below[b] for b in up + (up[-2::-1] if twice else [])]
-        state = batch.native.numel() * batch.native.element_size()
+        state = batch.native.numel() * wiring.itemsize
         batches = sequences / batch.size
+        states = len(order) + 1
+        # Streams lie there twice while a block carries them on, and once while gradients go down.
+        most = max(states + 2 * streams, 2 * states + streams if desk.wants("gradient") else 0)
         read = sum(map(skeleton.stored, [*loads, wiring.before, wiring.after, wiring.both]))
         # A token meets a block once on the way up, once more for each stream, and three times on the way down.
         passes = 1 + streams / 2 + (3 if twice else 0)
@@ -76,7 +80,7 @@ class Budget:
             read=read,
             weights=skeleton.nbytes(skeleton.recipes),
             memory=_ROOM + 10 * state + _held(skeleton, wiring, max(map(skeleton.nbytes, loads)), batch),
-            disk=int(batches * state * (len(order) + 3 + 2 * streams)),
+            disk=int(batches * state * most),
             seconds=flops / _speed(wiring.stack, skeleton.device) + read / _DISK,
         )
 
@@ -94,7 +98,8 @@ class Budget:
         Raises:
             UserError: memory or disk is too small.
         """
-        free = shutil.disk_usage(folder).free
+        held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        free = shutil.disk_usage(folder).free + held  # what an interrupted run has written need not be written again
         if self.disk > free:
             raise UserError(
                 f"the walk needs {readable(self.disk)} of disk and {folder} has {readable(free)} free; choose another "

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,18 +20,20 @@ from layerwright.core.data import Data, load_data
 from layerwright.core.errors import UserError
 from layerwright.core.load import DTYPES, load_model, locate, read_json
 from layerwright.core.memory import available_memory, returning_memory
+from layerwright.core.ranks import Ranks
 from layerwright.core.record import record
 from layerwright.core.recording import Recording
 from layerwright.core.registry import Measure
 from layerwright.core.runfolder import RunFolder
 from layerwright.core.shards import Checkpoint
+from layerwright.core.shares import Task, run_tasks
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.stream import Progress, Walk
 from layerwright.core.wiring import Wiring
 
 CHOICES = ("auto", "always", "never")
-WALK = "walk"
+WALK, JOBS, AGAINST = "walk", "jobs", "against"
 # A checkpoint from this size on is worth fresh pages of memory for every tensor.
 _LARGE = 2**28
 
@@ -51,14 +55,39 @@ class Request:
     seed: int = 0
     trust_remote_code: bool = False
     stream: str = "auto"
+    jobs: str | None = None
     out: Path | None = None
     progress: Progress = lambda stage, done, total: None
     say: Callable[[str], None] = lambda line: None
 
+    def of(self, model: str | Path | nn.Module) -> Request:
+        """The same of another model, with a folder and a tokenizer of its own."""
+        out = None if self.out is None else self.out / AGAINST
+        return replace(
+            self, model=model, out=out, tokenizer=None if not isinstance(model, nn.Module) else self.tokenizer
+        )
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """The processes that hold a live model between them."""
+        return Ranks.of(self.model)
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How to load the model."""
+        return {"dtype": self.dtype, "device": self.device, "trust_remote_code": self.trust_remote_code}
+
     def read(self, model: nn.Module, tokenizer: Any) -> Data:
         """The data, for a model."""
         tokenizer = self.tokenizer or tokenizer
-        return load_data(self.data, model, tokenizer, length=self.length, max_tokens=self.max_tokens)
+        limits = {"length": self.length, "max_tokens": self.max_tokens}
+        return self.ranks.same(lambda: load_data(self.data, model, tokenizer, **limits), self._told)
+
+    def _told(self, data: Data) -> str:
+        """Everything that ranks must have in common to survey a model together."""
+        sizes = [[list(x.shape) for x in batch.values()] for batch in data.batches]
+        measures = [(m.name, sorted(self.options.get(m.name, {}).items())) for m in self.measures]
+        return f"{data.digest} {data.prefix} {sizes} {measures} {self.blocks} {self.seed}"
 
 
 class Answer(NamedTuple):
@@ -70,14 +99,25 @@ class Answer(NamedTuple):
     recording: Recording
 
 
-def answer(request: Request) -> Answer:
-    """Survey the model with the engine that is asked for, or that fits.
+def answers(requests: Mapping[str, Request]) -> dict[str, Answer]:
+    """Survey each model with the engine that is asked for, or that fits; jobs of several models are one set.
 
     Raises:
         UserError: something given cannot be used.
     """
-    if request.stream not in CHOICES:
-        raise UserError(f"got stream {request.stream!r}; expected one of {', '.join(CHOICES)}")
+    one = next(iter(requests.values()))
+    if one.stream not in CHOICES:
+        raise UserError(f"got stream {one.stream!r}; expected one of {', '.join(CHOICES)}")
+    if one.jobs is None:
+        return {name: _answer(request) for name, request in requests.items()}
+    if one.stream == "always":
+        raise UserError("got --stream always and --jobs; a walk takes blocks in order: leave one of them out")
+    if any(request.ranks.size > 1 for request in requests.values()):
+        raise UserError("got jobs for a model that is spread over ranks, which share the data; leave the jobs out")
+    return by_jobs(requests)
+
+
+def _answer(request: Request) -> Answer:
     if isinstance(request.model, nn.Module):
         if request.stream == "always":
             raise UserError("got a live model to stream; only a model in a folder can be taken block by block")
@@ -89,34 +129,58 @@ def answer(request: Request) -> Answer:
 
 def in_memory(request: Request) -> Answer:
     """Load the whole model and let it run."""
-    request.progress("loading", 0, 1)
-    trust = request.trust_remote_code
-    model, tokenizer, about = load_model(
-        request.model, dtype=request.dtype, device=request.device, trust_remote_code=trust
-    )
-    data = request.read(model, tokenizer)
-    request.progress("loading", 1, 1)
-    stack = Stack.find(model, data.batches[0], request.blocks)
+    stack, data, about = _load(request)
     recording = record(
         stack, data.batches, request.measures, options=request.options, sequences=data.sequences, prefix=data.prefix,
-        seed=request.seed, progress=request.progress,
+        seed=request.seed, progress=request.progress, ranks=request.ranks,
     )  # fmt: skip
     return Answer(stack, data, about, recording)
+
+
+def _load(request: Request) -> tuple[Stack, Data, dict[str, Any]]:
+    request.progress("loading", 0, 1)
+    model, tokenizer, about = load_model(request.model, **request.loading)
+    data = request.read(model, tokenizer)
+    request.progress("loading", 1, 1)
+    return Stack.find(model, data.batches[0], request.blocks), data, about
+
+
+def by_jobs(requests: Mapping[str, Request]) -> dict[str, Answer]:
+    """Survey models by independent jobs of a few sequences; the jobs of all models are one set."""
+    one = next(iter(requests.values()))
+    tasks: dict[str, Task] = {}
+    loaded: dict[str, tuple[Stack, Data, dict[str, Any]]] = {}
+    settings: dict[str, Any] = {}
+    for name, request in requests.items():
+        stack, data, about = loaded[name] = _load(request)
+        live = isinstance(request.model, nn.Module)
+        tasks[name] = Task.of(
+            stack.model if live else about["folder"], data, request.measures, options=request.options,
+            loading=request.loading, blocks=request.blocks, seed=request.seed,
+        )  # fmt: skip
+        tasks[name].lend(stack.model)
+        settings[name] = None if live else _settings(request, Checkpoint.open(Path(about["folder"])), data, threads=1)
+    store = one.out / JOBS if one.out is not None and all(settings.values()) else None
+    stacks = {name: stack for name, (stack, _, _) in loaded.items()}
+    recordings = run_tasks(
+        tasks, stacks, engine=str(one.jobs), store=store, settings=settings,
+        progress=lambda done, total: one.progress("jobs", done, total),
+    )  # fmt: skip
+    return {name: Answer(*loaded[name], recordings[name]) for name in requests}
 
 
 def by_walk(request: Request) -> Answer:
     """Take the model block by block; with `out`, a run that was stopped goes on from its last record."""
     assert not isinstance(request.model, nn.Module)
-    trust = request.trust_remote_code
-    skeleton, tokenizer, about = Skeleton.load(
-        request.model, dtype=request.dtype, device=request.device, trust_remote_code=trust
-    )
+    skeleton, tokenizer, about = Skeleton.load(request.model, **request.loading)
     data = request.read(skeleton.model, tokenizer)
     with ExitStack() as closing:
         if skeleton.stored(skeleton.recipes) >= _LARGE:
             closing.enter_context(returning_memory())
         out = request.out or Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="layerwright-")))
-        run = closing.enter_context(RunFolder.opened(out / WALK, _settings(request, skeleton, data)))
+        run = closing.enter_context(
+            RunFolder.opened(out / WALK, _settings(request, skeleton.checkpoint, data, torch.get_num_threads()))
+        )
         wiring = Wiring.find(skeleton, data.batches[0], request.blocks)
         walk = Walk(
             skeleton, wiring, data.batches, request.measures, run, options=request.options, sequences=data.sequences,
@@ -132,13 +196,13 @@ def by_walk(request: Request) -> Answer:
     return Answer(walk.stack, data, about, recording)
 
 
-def _settings(request: Request, skeleton: Skeleton, data: Data) -> dict[str, Any]:
+def _settings(request: Request, checkpoint: Checkpoint, data: Data, threads: int) -> dict[str, Any]:
     """Everything that the numbers depend on, for a run that goes on later."""
     from layerwright import __version__
 
     return {
         "seed": request.seed,
-        "model": skeleton.checkpoint.identity(),
+        "model": checkpoint.identity(),
         "data": data.digest,
         "batches": [len(next(iter(batch.values()))) for batch in data.batches],
         "prefix": data.prefix,
@@ -147,7 +211,7 @@ def _settings(request: Request, skeleton: Skeleton, data: Data) -> dict[str, Any
         "blocks": request.blocks,
         "dtype": request.dtype,
         "device": request.device,
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "layerwright": __version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -172,6 +236,7 @@ def _too_large(request: Request) -> bool:
     return True
 
 
-def discard_walk(out: Path) -> None:
-    """Take away what a finished walk left beside its result."""
-    RunFolder(out / WALK).finished()
+def tidy(out: Path) -> None:
+    """Take away what a finished run kept beside its result, to go on from."""
+    for place in (out / WALK, out / JOBS, out / AGAINST / WALK):
+        shutil.rmtree(place, ignore_errors=True)

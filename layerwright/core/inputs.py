@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
+from layerwright.core.sharded import device_of
 from layerwright.core.trace import first_tensor
 
 Inputs = Mapping[str, Any] | Tensor | tuple[Any, ...]
@@ -44,7 +45,7 @@ def batch_size(inputs: Inputs) -> int:
 
 def on_device(inputs: Inputs, model: nn.Module) -> Inputs:
     """The batch where the model's first weights are; weights that are nowhere yet do not count."""
-    device = next((p.device for p in model.parameters() if not p.is_meta), None)
+    device = next((device_of(p) for p in model.parameters() if not p.is_meta), None)
     return inputs if device is None else moved(inputs, device)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from layerwright.core.sharded import is_sharded, reshard
+
 
 def unwrap(model: nn.Module) -> nn.Module:
     """The user's own module below `torch.compile`, DDP or DataParallel; other wrappers are called through."""
@@ -31,7 +33,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     modes = {m: m.training for m in model.modules()}
     compiled = {m: m._compiled_call_impl for m in modes if getattr(m, "_compiled_call_impl", None) is not None}
-    trainable = [p for p in model.parameters() if p.requires_grad]
+    reshard(model)
+    # FSDP2 takes down at the first call which weights are trained; no gradient reaches them as none is asked for.
+    trainable = [p for p in model.parameters() if p.requires_grad and not is_sharded(p)]
     fast = torch.backends.mha.get_fastpath_enabled()
     # A block that is called again must not find the keys of its last call, also where a wrapper hides the options.
     configs: dict[int, Any] = {
@@ -52,6 +56,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 p.requires_grad_(False)
             torch.backends.mha.set_fastpath_enabled(False)
             yield
+        except BaseException:
+            reshard(model, failed=True)
+            raise
         finally:
             for c in configs.values():
                 c.use_cache = True
@@ -62,3 +69,4 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 m._compiled_call_impl = call
             for m, mode in modes.items():
                 m.training = mode
+            reshard(model)

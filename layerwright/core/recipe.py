@@ -27,6 +27,7 @@ class Recipe(Tensor):
     """
 
     _source: str
+    _born: int
     _call: tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], int | None] | None
 
     @staticmethod
@@ -64,6 +65,13 @@ class Recipe(Tensor):
         _, args, kwargs, _ = self._call
         return {name for x in _leaves((args, kwargs)) for name in x.sources()}
 
+    def complete(self) -> bool:
+        """Whether all that happened to it was noted: not so where it was written into, as nobody knows what."""
+        with torch._C.DisableTorchFunctionSubclass():
+            if self._version != self._born:
+                return False
+        return self._call is None or all(x.complete() for x in _leaves(self._call[1:3]))
+
     def make(self, stored: Mapping[str, Tensor]) -> Tensor:
         """The numbers, from the stored tensors by name."""
         if self._call is None:
@@ -76,6 +84,8 @@ class Recipe(Tensor):
 def _without_numbers(meta: Tensor) -> Recipe:
     recipe = Tensor._make_subclass(Recipe, meta)
     recipe._source, recipe._call = "", None
+    with torch._C.DisableTorchFunctionSubclass():
+        recipe._born = recipe._version
     return recipe
 
 

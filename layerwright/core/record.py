@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.forward import ForwardPass, sampled_tokens
-from layerwright.core.inputs import Inputs, on_device, small
+from layerwright.core.inputs import Inputs, batch_size, on_device, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.packet import Packet
 from layerwright.core.quiet import undisturbed
+from layerwright.core.ranks import Ranks
 from layerwright.core.recording import Recording
 from layerwright.core.registry import Measure
 from layerwright.core.replay import Replay, in_float, read_logits
@@ -25,6 +26,7 @@ from layerwright.maths.similarity import relative_error
 
 # States held at once by the walks up and down the tower.
 _STATE_BYTES = 2**30
+_ALONE = Ranks()
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,6 +41,7 @@ def record(
     prefix: int = 0,
     seed: int = 0,
     progress: Progress = lambda stage, done, total: None,
+    ranks: Ranks = _ALONE,
 ) -> Recording:
     """Run every measure over the data.
 
@@ -51,8 +54,11 @@ def record(
         prefix: leading tokens of each sequence that are left out of all statistics.
         seed: seeds the sampled tokens, probes, split points and bootstrap.
         progress: called with the stage, the work done and the work to do.
+        ranks: the processes that hold the model; they share the batches, and each gets the whole recording.
     """
-    recorder = _Recorder(stack, measures, options or {}, sequences, prefix, seed, progress)
+    recorder = _Recorder(stack, measures, options or {}, sequences, prefix, seed, progress, ranks)
+    if ranks.size > 1:
+        return join_parts(stack, recorder.parts(list(batches)), measures, options=options, seed=seed)
     recorder.batches(batches, 0)
     recorder.weights()
     recorder.out.finish(stack, recorder.desk, seed)
@@ -88,8 +94,7 @@ def record_part(
     recorder.batches(batches, first)
     if weights:
         recorder.weights()
-    numbers, about = recorder.desk.take(), recorder.out.to_packet()
-    return Packet({**numbers.data, **about.data}, {**numbers.tensors, **about.tensors})
+    return recorder.take()
 
 
 def join_parts(
@@ -119,8 +124,9 @@ class _Recorder:
         prefix: int,
         seed: int,
         progress: Progress,
+        ranks: Ranks = _ALONE,
     ) -> None:
-        self.stack, self.seed = stack, seed
+        self.stack, self.seed, self.ranks = stack, seed, ranks
         self.sequences, self.prefix, self.progress = sequences, prefix, progress
         self.desk = Desk(measures, options)
         self.out = Recording()
@@ -132,21 +138,46 @@ class _Recorder:
         with undisturbed(self.stack.model), torch.no_grad():
             for inputs in batches:
                 self._batch(inputs)
+                if self.first == batch_size(inputs) and self.ranks.size == 1:
+                    self._test_replay(inputs)
 
     def weights(self) -> None:
-        """Measure every distinct block's matrices, and look for numbers that are not finite."""
+        """Measure every distinct block's matrices, and look for numbers that are not finite.
+
+        Ranks help each other to gather them, and each measures some of the blocks.
+        """
         for b in range(len(self.stack.blocks)):
-            self.out.notes += nonfinite_weights(self.stack, b)
+            notes = nonfinite_weights(self.stack, b)
+            self.out.notes += notes if self.ranks.leads else []
             if self.desk.wants("weight"):
-                give_weights(self.stack, self.desk, b)
+                mine = b % self.ranks.size == self.ranks.rank
+                give_weights(self.stack, self.desk if mine else None, b)
                 self.progress("weights", b + 1, len(self.stack.blocks))
+
+    def take(self) -> Packet:
+        """All that was measured so far, to start again."""
+        numbers, about = self.desk.take(), self.out.to_packet()
+        self.out = Recording()
+        return Packet({**numbers.data, **about.data}, {**numbers.tensors, **about.tensors})
+
+    def parts(self, batches: list[Inputs]) -> Iterator[Packet]:
+        """What all ranks find, in the order of the data: by batch, then the tests and weights that they do together."""
+
+        def part(inputs: Inputs, first: int) -> Packet:
+            self.batches([inputs], first)
+            return self.take()
+
+        yield from self.ranks.map(batches, part)
+        with undisturbed(self.stack.model), torch.no_grad():
+            self._test_replay(batches[0])
+        self.weights()
+        yield from self.ranks.gather(self.take())
 
     def _batch(self, inputs: Inputs) -> None:
         inputs = on_device(inputs, self.stack.model)
         batch = Batch.of(self.stack, inputs, self.first, self.prefix, self.sequences, self.seed)
-        first = self.first == 0
         # Weights-only surveys need no forward pass, but the tables must still count the tokens of any data given.
-        forward = ForwardPass(self.stack, self.desk, batch, self._keeps, check_sum=first)
+        forward = ForwardPass(self.stack, self.desk, batch, self._keeps, check_sum=self.first == 0)
         forward.run()
         if self.desk.wants("lens") and self.stack.tokenwise:
             logits = read_logits(forward.output, batch.native)
@@ -156,8 +187,8 @@ class _Recorder:
         self.out.note_error("sum", forward.residual_error)
         if self._deep:
             self._again(batch, forward.replay)
-            if first:
-                self.out.note_error("replay", self._replay_error(Replay(self.stack, small(batch.inputs))))
+        # Autocast and FSDP2 may compute in a coarser dtype than that of the weights.
+        self.out.rounding = max(self.out.rounding, torch.finfo(batch.native.dtype).eps)
         self.first += batch.size
         self.out.sequences += batch.size
         self.out.tokens += int(batch.mask.sum())
@@ -210,8 +241,12 @@ class _Recorder:
 
         return step
 
-    def _replay_error(self, replay: Replay) -> float:
+    def _test_replay(self, inputs: Inputs) -> None:
+        """Hold a few tokens' way through blocks that are called again against their forward pass."""
+        if not self._deep:
+            return
+        replay = Replay(self.stack, small(on_device(inputs, self.stack.model)))
         state = replay.states[0]
         for k in range(self.stack.depth):
             state = replay.block(k, state)
-        return relative_error(state.float(), replay.states[-1].float())
+        self.out.note_error("replay", relative_error(state.float(), replay.states[-1].float()))

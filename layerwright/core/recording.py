@@ -40,7 +40,10 @@ class Check:
 
 @dataclass
 class Recording:
-    """What a pass gave: tables by name, self-tests, notes on what could not be measured, tokens counted."""
+    """What a pass gave: tables by name, self-tests, notes on what could not be measured, tokens counted.
+
+    `errors` are those of the self-tests, `rounding` is the machine epsilon of the coarsest stream met.
+    """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
@@ -48,6 +51,7 @@ class Recording:
     sequences: int = 0
     tokens: int = 0
     errors: dict[str, float] = field(default_factory=dict)
+    rounding: float = 0.0
 
     def note_error(self, name: str, error: float) -> None:
         """The error of a self-test on some batch; the largest counts."""
@@ -55,7 +59,7 @@ class Recording:
 
     def to_packet(self) -> Packet:
         """Everything but tables and checks, which are made at the end."""
-        names = ("notes", "sequences", "tokens")
+        names = ("notes", "sequences", "tokens", "rounding")
         data = {name: getattr(self, name) for name in names} | {"errors": list(self.errors)}
         return Packet(data, {"errors": torch.tensor([*self.errors.values()], dtype=torch.float64)})
 
@@ -64,6 +68,7 @@ class Recording:
         self.notes += packet.data["notes"]
         self.sequences += packet.data["sequences"]
         self.tokens += packet.data["tokens"]
+        self.rounding = max(self.rounding, packet.data["rounding"])
         for name, error in zip(packet.data["errors"], packet.tensors["errors"].tolist(), strict=True):
             self.note_error(name, error)
 
@@ -71,7 +76,7 @@ class Recording:
         """Turn what was reduced into tables, and errors into checks."""
         dtype = next((p.dtype for p in stack.model.parameters() if p.is_floating_point()), torch.float32)
         # Rounding adds up over the blocks; a wrong part is off by the size of an update, far more than this.
-        tolerance = max(8 * torch.finfo(dtype).eps, 1e-5)
+        tolerance = max(8 * torch.finfo(dtype).eps, 8 * self.rounding, 1e-5)
         for name, error in self.errors.items():
             title, note = _CHECKS[name]
             self.checks.append(Check(title, error, tolerance, bool(error <= tolerance), note))

@@ -93,11 +93,15 @@ class Group:
         self._keep(tokens.cpu().numpy(), int(base.sum()))
 
     def extend(self, other: Group) -> None:
-        """Further sequences of the same rows, from a group that kept every token (or every `stride`-th)."""
+        """Further sequences of the same rows, from a group that kept every token (or every `stride`-th).
+
+        The sample is that of one pass, wherever the tokens before are a multiple of the other's stride.
+        """
         self.pieces.append(other.sums)
-        # A thinned sample cannot be aligned with this one, only be put beside it.
-        start, step = (self._next, self.stride) if other.stride == 1 else (0, 1)
-        self.stride = max(self.stride, other.stride)
+        if other.stride > self.stride:
+            self.sample = self.sample[:, :: other.stride // self.stride]
+            self.stride = other.stride
+        start, step = -(-self._next // other.stride), self.stride // other.stride
         self._keep(other.sample[:, start::step], other.seen)
 
     @property

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from layerwright.core.calls import Extra, alike, beside, exchanged, extras_in, leave_open, put_in, structure
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import Inputs, call, rows
+from layerwright.core.sharded import gathers
 from layerwright.core.trace import first_tensor, same
 
 if TYPE_CHECKING:
@@ -225,11 +226,17 @@ def watch_blocks(stack: Stack, enter: Enter, leave: Leave) -> Iterator[None]:
 def _forwards(modules: list[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Give every module another `forward`, and take it back."""
     own = {m: m.__dict__.get("forward") for m in modules}
+    # Past the hooks of FSDP2: they would gather weights that nobody needs, in a backward those of all blocks at once.
+    past = [m for m in modules if gathers(m)]
     try:
         for m in modules:
             m.forward = forward
+        for m in past:
+            m._compiled_call_impl = forward
         yield
     finally:
+        for m in past:
+            m._compiled_call_impl = None
         for m, before in own.items():
             if before is None:
                 m.__dict__.pop("forward", None)

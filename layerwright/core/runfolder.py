@@ -7,7 +7,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,9 @@ class RunFolder:
                 "for it, or choose another --out"
             ) from None
         except OSError as error:
-            raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
+            raise _unwritable(folder, error) from None
+        except NotImplementedError:
+            raise UserError(f"{folder} is on a file system without locks; choose another --out") from None
         try:
             owner = json.dumps({"process": os.getpid(), "host": socket.gethostname()})
             write_files(folder, {"owner.json": lambda: owner})
@@ -66,15 +68,19 @@ class RunFolder:
 
     def _check(self, settings: dict[str, Any]) -> None:
         known = _read(self.folder / _SETTINGS)
-        if not known:
-            for old in (self.folder / "records", self.folder / "states"):
-                shutil.rmtree(old, ignore_errors=True)
-            write_files(self.folder, {_SETTINGS: lambda: json.dumps(settings, indent=1)})
-        elif known != settings:
+        if known and known != settings:
             raise UserError(
                 f"{self.folder} holds another run, with {_difference(known, settings)}; ask for the same again, remove "
                 "the folder, or choose another --out"
             )
+        if not known or self._damaged():
+            for old in (self.folder / "records", self.folder / "states"):
+                shutil.rmtree(old, ignore_errors=True)
+            write_files(self.folder, {_SETTINGS: lambda: json.dumps(settings, indent=1)})
+
+    def _damaged(self) -> bool:
+        """Whether a record cannot be read: later ones were made from it, and what it was made from is gone."""
+        return any(Packet.read(file) is None for file in (self.folder / "records").glob("[!.]*"))
 
     def record(self, name: str) -> Packet | None:
         """What a finished step gave; None where it is not finished."""
@@ -87,12 +93,21 @@ class RunFolder:
     def states(self) -> Path:
         """Where files go that are needed until the run is finished."""
         path = self.folder / "states"
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from None
         return path
 
     def finished(self) -> None:
-        """Everything is done and saved elsewhere."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Everything is done and saved elsewhere; a run that has begun in the folder since then keeps it."""
+        if self.folder.is_dir():
+            with suppress(Timeout, OSError), FileLock(self.folder / "lock", timeout=0):
+                shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to {folder}: {error.strerror or error}; choose another --out")
 
 
 def _read(file: Path) -> dict[str, Any]:

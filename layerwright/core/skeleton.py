@@ -76,7 +76,7 @@ class Skeleton:
         for path, module in self.model.named_modules():
             for kind in (module._parameters, module._buffers):
                 for name, tensor in kind.items():
-                    if isinstance(tensor, Recipe):
+                    if isinstance(tensor, Recipe) and tensor.complete():
                         full = names.setdefault(id(tensor), f"{path}.{name}" if path else name)
                         self.recipes[full] = tensor
                         self._places.setdefault(full, []).append((module, name))
@@ -87,12 +87,25 @@ class Skeleton:
                         )
                     elif tensor is not None:
                         kind[name] = tensor.to(self.device)
+        for name in self.recipes:
+            self._check_dtype(name)
         self.clear(self.recipes)
 
+    def _check_dtype(self, name: str) -> None:
+        """Numbers of another precision are converted; whole numbers in place of weights are no weights."""
+        wanted = self.recipes[name].dtype
+        for source in self._sources([name]):
+            found = self.checkpoint.entries[source].dtype
+            if found.is_floating_point != wanted.is_floating_point:
+                raise UserError(
+                    f"{self.checkpoint.folder}: tensor {source} holds {found} and the model has {wanted} there; the "
+                    "checkpoint and its configuration do not belong together"
+                )
+
     def below(self, path: str) -> list[str]:
-        """Names of the weights of a module and all below it."""
-        prefix = f"{path}." if path else ""
-        return [name for name, places in self._places.items() if name.startswith(prefix) and places]
+        """Names of the weights of a module and all below it; one that other modules have too is everyone's."""
+        inside = set(self.model.get_submodule(path).modules())
+        return [name for name, places in self._places.items() if any(m in inside for m, _ in places)]
 
     def owned(self, module: nn.Module) -> list[str]:
         """Names of the weights that a module holds itself."""
@@ -150,21 +163,36 @@ class Skeleton:
     def pretend(self, names: Iterable[str]) -> None:
         """Put random numbers in place of these weights, for a run that only shows how the model is wired."""
         for name in names:
-            like = self.recipes[name]
-            large = like.ndim == 2 and like.numel() > _LARGE
-            made = _random(torch.empty((1, like.shape[1]) if large else like.shape, dtype=like.dtype))
-            self._put(name, made.to(self.device).expand(like.shape))
+            self._put(name, self._stand_in(name))
 
     def pretend_blocks(self, paths: Iterable[str]) -> None:
         """The same for blocks: those of one make share their numbers, so that all take the memory of one."""
         made: dict[Any, Tensor] = {}
         for path in paths:
             for name in self.below(path):
-                like = self.recipes[name]
-                key = (name.removeprefix(path), tuple(like.shape), like.dtype)
+                key = self._make(path, name)
                 if key not in made:
-                    made[key] = _random(torch.empty(like.shape, dtype=like.dtype)).to(self.device)
+                    made[key] = self._stand_in(name, whole=True)
                 self._put(name, made[key])
+
+    def pretended(self, paths: Iterable[str]) -> int:
+        """What `pretend_blocks` will take in memory."""
+        return sum(
+            {self._make(path, name): self.nbytes([name]) for path in paths for name in self.below(path)}.values()
+        )
+
+    def _make(self, path: str, name: str) -> tuple[Any, ...]:
+        """What a weight has in common with that of another block of the same make."""
+        return name.removeprefix(path), tuple(self.recipes[name].shape), self.recipes[name].dtype
+
+    def _stand_in(self, name: str, whole: bool = False) -> Tensor:
+        """Random numbers; buffers keep their own, as a mask or a decay among them is part of the wiring."""
+        like = self.recipes[name]
+        if any(attribute in module._buffers for module, attribute in self._places[name]):
+            return like.make(self._read([name])).to(self.device)
+        one_row = not whole and like.ndim == 2 and like.numel() > _LARGE
+        made = _random(torch.empty((1, like.shape[1]) if one_row else like.shape, dtype=like.dtype))
+        return made.to(self.device).expand(like.shape)
 
     def _sources(self, names: Iterable[str]) -> list[str]:
         return sorted({source for name in names for source in self.recipes[name].sources()})

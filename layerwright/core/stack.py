@@ -14,6 +14,7 @@ from layerwright.core.inputs import Inputs, batch_size, call, on_device, real_to
 from layerwright.core.layout import Layout, find_layout
 from layerwright.core.quiet import undisturbed, unwrap
 from layerwright.core.replay import Replay, in_float, read_logits
+from layerwright.core.sharded import check_blocks
 from layerwright.core.sublayers import Sublayer, explains, find_sublayers
 from layerwright.core.trace import Tower, trace
 from layerwright.maths.similarity import relative_error
@@ -71,6 +72,7 @@ class Stack:
             towers = tuple(trace(model, lambda m: call(m, piece)))
             tower = _choose(towers, blocks)
             modules = [model.get_submodule(path) for path in tower.block_paths]
+            check_blocks(model, dict(zip(tower.block_paths, modules)))
             layout = find_layout(tower.shapes[0], batch_size(piece), modules)
             bare = cls(model, tower, towers, layout, tower.shapes[0][layout.width], (), False, None, False)
             return _with_details(bare, piece)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, MutableMapping, Sequence
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -14,13 +15,16 @@ from layerwright.core.errors import UserError
 StreamKey = tuple[int, str]
 
 
+# The start of a file, which names the dtype: a stream may leave the first block in another than it came in.
+_HEADER = 64
+
+
 class StateFile:
-    """A file of equally shaped tensors, one after another."""
+    """A file of tensors of one shape and dtype, one after another."""
 
     def __init__(self, path: Path, like: Tensor) -> None:
-        """A file of tensors of the shape, dtype and device of `like`; it need not be there yet."""
-        self.path, self._shape, self._dtype, self._device = path, like.shape, like.dtype, like.device
-        self._nbytes = like.numel() * like.element_size()
+        """A file of tensors of the shape and device of `like`; it need not be there yet."""
+        self.path, self._shape, self._device = path, like.shape, like.device
 
     def read(self, place: int = 0) -> Tensor:
         """The tensor at a place.
@@ -28,19 +32,19 @@ class StateFile:
         Raises:
             UserError: it is not there, or not whole.
         """
-        buffer = torch.empty(self._nbytes, dtype=torch.uint8)
-        view = buffer.numpy().data
         try:
             with self.path.open("rb", buffering=0) as stream:
-                stream.seek(place * self._nbytes)
-                done = 0
-                while done < self._nbytes and (n := stream.readinto(view[done:])):
+                dtype = self._dtype_of(stream.read(_HEADER))
+                buffer = torch.empty(self._shape.numel() * dtype.itemsize, dtype=torch.uint8)
+                stream.seek(_HEADER + place * len(buffer))
+                view, done = buffer.numpy().data, 0
+                while done < len(buffer) and (n := stream.readinto(view[done:])):
                     done += n
         except OSError as error:
             raise UserError(f"{self.path} cannot be read: {error.strerror}; start again in an empty folder") from None
-        if done < self._nbytes:
+        if done < len(buffer):
             raise UserError(f"{self.path} is cut short; start again in an empty folder")
-        return buffer.view(self._dtype).view(self._shape).to(self._device)
+        return buffer.view(dtype).view(self._shape).to(self._device)
 
     def append(self, tensor: Tensor) -> None:
         """Write a tensor behind the last one.
@@ -48,19 +52,18 @@ class StateFile:
         Raises:
             UserError: the disk is full, or the folder cannot be written.
         """
-        if tensor.shape != self._shape or tensor.dtype != self._dtype:
-            raise RuntimeError(f"a state of {tuple(tensor.shape)}, {tensor.dtype} among others of {self._shape}")
         content = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        header = str(tensor.dtype).removeprefix("torch.").encode().ljust(_HEADER)
         try:
-            with self.path.open("ab", buffering=0) as stream:
-                done = 0
-                while done < len(content):
-                    done += stream.write(content[done:])
+            with self.path.open("a+b", buffering=0) as stream:
+                if stream.tell() == 0:
+                    _write(stream, header)
+                stream.seek(0)
+                if tensor.shape != self._shape or stream.read(_HEADER) != header:
+                    raise RuntimeError(f"a state of {tuple(tensor.shape)}, {tensor.dtype} among others")
+                _write(stream, content)
         except OSError as error:
-            raise UserError(
-                f"cannot write to {self.path.parent}: {error.strerror or error}; free some space and run again with "
-                "the same --out, or choose another"
-            ) from None
+            raise self._unwritten(error) from None
 
     def restart(self) -> StateFile:
         """Forget what an interrupted run left."""
@@ -68,10 +71,37 @@ class StateFile:
         return self
 
     def flush(self) -> None:
-        """Bring what was written onto the disk."""
-        if self.path.exists():
+        """Bring what was written onto the disk.
+
+        Raises:
+            UserError: it does not take it; some file systems say only now that they are full.
+        """
+        try:
             with self.path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        except FileNotFoundError:
+            pass  # nothing was written
+        except OSError as error:
+            raise self._unwritten(error) from None
+
+    def _dtype_of(self, header: bytes) -> torch.dtype:
+        dtype = getattr(torch, header.decode("ascii", "replace").strip(), None)
+        if isinstance(dtype, torch.dtype):
+            return dtype
+        raise UserError(f"{self.path} is damaged; start again in an empty folder")
+
+    def _unwritten(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write to {self.path.parent}: {error.strerror or error}; free some space and run again with the "
+            "same --out, or choose another"
+        )
+
+
+def _write(stream: FileIO, content: bytes | memoryview) -> None:
+    """All of it: the system may take less than what is given."""
+    done = 0
+    while done < len(content):
+        done += stream.write(content[done:])
 
 
 class States(Sequence[Tensor]):

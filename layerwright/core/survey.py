@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from layerwright.core.compare import compare
 from layerwright.core.files import write_files
 from layerwright.core.plan import Plan
 from layerwright.core.recording import Check
@@ -58,6 +59,12 @@ class Survey:
     findings: list[Finding] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    against: Survey | None = None
+
+    @property
+    def comparison(self) -> dict[str, pd.DataFrame]:
+        """By measure, the numbers of both models, where there are two: value, against, difference, apart."""
+        return {} if self.against is None else compare(self.tables, self.against.tables)
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         """The table of one measure."""
@@ -77,10 +84,18 @@ class Survey:
             "notes": self.notes,
             "findings": [f.to_dict() for f in self.findings],
             "tables": {name: _table(frame) for name, frame in self.tables.items()},
-        }
+        } | self._compared()
+
+    def _compared(self) -> dict[str, Any]:
+        if self.against is None:
+            return {}
+        tables = {name: _table(frame) for name, frame in self.comparison.items()}
+        return {"against": {"model": self.against.model, "data": self.against.data, "tables": tables}}
 
     def save(self, folder: str | Path) -> Path:
         """Write `survey.json`, `tables/*.csv` and `report.html`; each is complete or not there.
+
+        With a second model also `comparison/*.csv`, and its own survey in `against/`.
 
         Raises:
             UserError: the folder cannot be written.
@@ -91,7 +106,10 @@ class Survey:
         document = self.to_dict()
         files = {"survey.json": lambda: json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)}
         files |= {f"tables/{name}.csv": _csv(frame) for name, frame in self.tables.items()}
+        files |= {f"comparison/{name}.csv": _csv(frame) for name, frame in self.comparison.items()}
         files["report.html"] = lambda: render(document)
+        if self.against is not None:
+            self.against.save(folder / "against")
         write_files(folder, files)
         return folder
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from layerwright.core.desk import Desk
+from layerwright.core.sharded import whole
 from layerwright.core.stack import Stack
 
 
@@ -23,26 +24,30 @@ def matrices(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
             label = prefix + (name if name != "weight" else "")
             label = label.rstrip(".")
             if p.ndim == 3 and not isinstance(module, nn.modules.conv._ConvNd):
-                for expert, matrix in enumerate(p.detach()):
+                for expert, matrix in enumerate(whole(p)):
                     yield f"{label}[{expert}]", matrix
             else:
-                yield label, p.detach().flatten(1)
+                yield label, whole(p).flatten(1)
 
 
-def give_weights(stack: Stack, desk: Desk, b: int) -> None:
-    """Feed the weight measures with the matrices of one distinct block."""
+def give_weights(stack: Stack, desk: Desk | None, b: int) -> None:
+    """Feed the weight measures with the matrices of one distinct block; with no desk, only help others to gather."""
     for name, matrix in matrices(stack.blocks[b]):
-        desk.give("weight", (b, name), {"weight": matrix})
-    desk.close("weight", None)
+        if desk is not None:
+            desk.give("weight", (b, name), {"weight": matrix})
+    if desk is not None:
+        desk.close("weight", None)
 
 
 def nonfinite_weights(stack: Stack, b: int) -> list[str]:
     """One line for each parameter of a distinct block that holds NaN or infinite numbers."""
     lines = []
     for name, p in stack.blocks[b].named_parameters():
+        if not p.is_floating_point() or p.is_meta:
+            continue
         # A sum is finite unless something in it is not (or it overflows): one fast read finds the clean ones.
-        if p.is_floating_point() and not p.is_meta and not p.detach().float().sum().isfinite():
-            bad = int((~p.detach().isfinite()).sum())
+        if not (values := whole(p)).float().sum().isfinite():
+            bad = int((~values.isfinite()).sum())
             if bad:
                 where = ", ".join(str(k) for k, i in enumerate(stack.order) if i == b)
                 lines.append(f"block {where}: {name} holds {bad} NaN or infinite of {p.numel()} numbers")

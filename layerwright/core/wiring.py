@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -10,12 +12,16 @@ from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import Inputs, call, moved, small
+from layerwright.core.memory import available_memory
 from layerwright.core.quiet import undisturbed
 from layerwright.core.replay import Replay, watch_blocks
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.trace import first_tensor
 from layerwright.maths.similarity import relative_error
+
+# What a run of a few tokens takes beside the weights.
+_ROOM = 2**26
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Wiring:
         after: weights that it reads after them.
         both: weights that it may read anywhere.
         error: how far the model taken apart is from the whole one.
+        itemsize: bytes of a number of the stream; some models keep it in float32 whatever their weights are in.
     """
 
     stack: Stack
@@ -37,17 +44,20 @@ class Wiring:
     after: list[str]
     both: list[str]
     error: float
+    itemsize: int
 
     @classmethod
     def find(cls, skeleton: Skeleton, inputs: Inputs, blocks: str | None = None) -> Wiring:
         """Fill in random weights, trace, and hold the model taken apart against the whole one.
 
         Raises:
-            UserError: the model has no tower, or one that cannot be walked; the message names the module.
+            UserError: the model has no tower, or one that cannot be walked (the message names the module), or not even
+                one of its blocks fits into memory.
         """
+        members = _members(skeleton.model)
+        _check_room(skeleton, members)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            members = _members(skeleton.model)
             inside = {name for path in members for name in skeleton.below(path)}
             skeleton.pretend(name for name in skeleton.recipes if name not in inside)
             skeleton.pretend_blocks(members)
@@ -64,6 +74,7 @@ class Wiring:
         whole = Replay(stack, piece)
         apart = Replay.captured(stack, piece, whole.structures)
         k = apart.differs(whole)
+        k = _departs(apart, whole) if k is None else k
         if k is not None:
             path = stack.tower.block_paths[stack.order[k]]
             raise UserError(
@@ -71,11 +82,12 @@ class Wiring:
                 "cannot be taken block by block; survey it with --stream never"
             )
         before, after, both = _phases(skeleton, stack, piece)
-        skeleton.zero(before)
         error = _distance(whole.output, apart.tail(whole.states[-1]))
-        if error > 0:  # what comes before the tower is read after it too
+        skeleton.zero(before)
+        if _distance(whole.output, apart.tail(whole.states[-1])) > error:  # they are read after the tower too
             before, both = [], both + before
-        return cls(stack, whole.structures, before, after, both, error)
+        itemsize = max(state.element_size() for state in whole.states)
+        return cls(stack, whole.structures, before, after, both, error, itemsize)
 
 
 def _members(model: nn.Module) -> list[str]:
@@ -87,10 +99,30 @@ def _members(model: nn.Module) -> list[str]:
     return found
 
 
+def _check_room(skeleton: Skeleton, members: list[str]) -> None:
+    """One block of each make is there at once."""
+    needed, free = skeleton.pretended(members) + _ROOM, available_memory()
+    if skeleton.device.type == "cpu" and needed > free:
+        raise UserError(
+            f"one block of each kind takes {needed >> 20} MB of memory and {free >> 20} MB is free; choose a smaller "
+            "--dtype, or a machine with more"
+        )
+
+
+def _departs(apart: Replay, whole: Replay) -> int | None:
+    """The first block that gives something else when blocks are called one by one: what it gets is not all seen."""
+    for k, (before, after) in enumerate(pairwise(whole.states)):
+        error = relative_error(apart.first(k, before).double(), after.double())
+        if error > max(1e-5, 4 * torch.finfo(after.dtype).eps):
+            return k
+    return None
+
+
 def _phases(skeleton: Skeleton, stack: Stack, piece: Inputs) -> tuple[list[str], list[str], list[str]]:
     """Weights outside the blocks, by when their modules run: before the tower only, after it only, or who knows."""
     inside = {m for block in stack.blocks for m in block.modules()}
     loose = {m: names for m in stack.model.modules() if m not in inside and (names := skeleton.owned(m))}
+    _check_apart(skeleton, stack, loose.values())
     early: set[nn.Module] = set()
     late: set[nn.Module] = set()
     applied = 0
@@ -104,7 +136,11 @@ def _phases(skeleton: Skeleton, stack: Stack, piece: Inputs) -> tuple[list[str],
         if 0 < applied < stack.depth:
             early.add(module)
 
-    handles = [m.register_forward_pre_hook(note) for m in loose]
+    def end(module: nn.Module, args: Any, output: Any) -> None:
+        if applied > 0:  # the tower ran inside it: its own weights may be read before and after
+            late.add(module)
+
+    handles = [m.register_forward_pre_hook(note) for m in loose] + [m.register_forward_hook(end) for m in loose]
     try:
         with watch_blocks(stack, lambda *_: None, leave):
             call(stack.model, piece)
@@ -119,6 +155,18 @@ def _phases(skeleton: Skeleton, stack: Stack, piece: Inputs) -> tuple[list[str],
     order = list(skeleton.recipes)
     chosen = [[n for n in order if n in group] for group in (ran_early - both, ran_late - both, both)]
     return chosen[0], chosen[1], chosen[2]
+
+
+def _check_apart(skeleton: Skeleton, stack: Stack, outside: Iterable[list[str]]) -> None:
+    """A block's weights come and go with it, so that nothing outside the blocks may need them."""
+    loose = {name for names in outside for name in names}
+    for path in stack.tower.block_paths:
+        for name in skeleton.below(path):
+            if name in loose:
+                raise UserError(
+                    f"{path} shares weight {name} with a module outside the blocks, so that the model cannot be taken "
+                    "block by block; survey it with --stream never"
+                )
 
 
 def _distance(a: Any, b: Any) -> float:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from layerwright.core.claim import Claim
+from layerwright.core.compare import summary
 from layerwright.core.paper import Paper
 from layerwright.core.registry import Measure
 from layerwright.core.survey import Finding, Survey
@@ -79,6 +80,8 @@ def show(survey: Survey, console: Console | None = None, folder: Path | None = N
         _print_finding(console, finding)
     if not survey.findings:
         console.print("Nothing stands out.\n", style="green")
+    if survey.against is not None:
+        _print_comparison(console, survey.against.model["name"], summary(survey.comparison))
     _print_checks(console, survey)
     for note in survey.notes:
         console.print(f"note: {note}", style="dim", markup=False)
@@ -170,6 +173,16 @@ def _print_finding(console: Console, finding: Finding) -> None:
     for evidence in finding.evidence:
         console.print(Padding(Text(f"- {evidence}"), (0, 0, 0, 2)))
     console.print(Padding(Text(finding.advice, "italic"), (0, 0, 1, 2)))
+
+
+def _print_comparison(console: Console, name: str, summed: pd.DataFrame) -> None:
+    console.print(f"Against {name}: this model minus the other", style="bold", markup=False)
+    content = [
+        (row.measure, f"{row.apart:.0f} of {row.rows}" if pd.notna(row.apart) else "", *map(_number, row[4:]))
+        for row in summed.itertuples()
+    ]
+    rows(("measure", "intervals apart", "mean difference", "largest"), content, console)
+    console.print()
 
 
 def _print_checks(console: Console, survey: Survey) -> None:
