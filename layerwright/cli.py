@@ -346,13 +346,14 @@ def _stop(number: int, frame: object) -> None:
 
 def main() -> None:
     """Entry point of `layerwright` and `lw`."""
-    signal.signal(signal.SIGTERM, _stop)
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         code = _run(sys.argv[1:])
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    finally:
+        asked = signal.signal(signal.SIGTERM, before) is signal.SIG_IGN
     if code == 130:  # typer turns Ctrl-C inside a command into this exit code
-        asked = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         by, code = ("SIGTERM", 143) if asked else ("Ctrl-C", 130)
         print(f"stopped by {by}; nothing was left half-written", file=sys.stderr)
     sys.exit(code)

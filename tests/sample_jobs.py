@@ -43,6 +43,18 @@ def arithmetic(key: str, seed: int, payload: Any) -> Packet:
     return Packet({"key": key, "seed": seed, "threads": torch.get_num_threads()}, tensors)
 
 
+class Parcel(dict[str, Any]):
+    """A payload that tells the file `unpacked` when it arrives in another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpack, (dict(self),)
+
+
+def unpack(content: dict[str, Any]) -> Parcel:
+    note(content["unpacked"], f"unpacked {os.getpid()}")
+    return Parcel(content)
+
+
 def counted(key: str, seed: int, payload: Any) -> Packet:
     """Tell the file `log` that it ran; lists of keys say who is to `die`, `die_once`, `raise` or `hang`."""
     note(payload["log"], f"{key} {os.getpid()}")

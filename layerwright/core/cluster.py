@@ -34,7 +34,7 @@ def run_cluster(
     Args:
         function: what a job runs; imported by name on the machines, unless it was written in `__main__`.
         jobs: key and seed of each.
-        payload: goes to each machine once; its arrays are read-only there.
+        payload: goes to each machine once, and is unpacked by each worker once; its arrays are read-only.
         address: `ray://HOST:PORT`, or empty for the cluster of this machine, which is started where there is none.
         cpus: of one job, as Ray counts them.
         retries: how often a job is run again whose worker or machine was lost.
@@ -49,8 +49,8 @@ def run_cluster(
             yield from run.run(jobs)
         except (ConnectionError, ray.exceptions.RaySystemError) as error:
             raise UserError(
-                f"lost the Ray cluster {address}: {_line(error)}; start it again and repeat: what was finished is in "
-                "the store, if there is one"
+                f"lost the Ray cluster {address or 'of this machine'}: {_line(error)}; start it again and repeat: what "
+                "was finished is in the store, if there is one"
             ) from None
         except ImportError as error:  # a client's head node unpacks what it is given
             raise UserError(f"{_line(error)} on the Ray cluster; install the same packages on all machines") from None
@@ -75,7 +75,7 @@ class _Run:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Keep Ray's queue filled, and hand out what arrives."""
-        self._given = self._ray.put(self._given)
+        self._given = [self._ray.put(self._given)]
         left = iter(jobs)
         quiet = 0
         while True:
@@ -124,12 +124,20 @@ class _Run:
                 self._ray.cancel(future, force=True)
 
 
-def _work(key: str, seed: int, given: tuple[bytes, Any], expected: str) -> Outcome:
-    """One job, on some machine."""
+# What this worker was given, by the name of the object: unpacked for its first job, and kept for the next ones.
+_unpacked: dict[str, tuple[bytes, Any]] = {}
+
+
+def _work(key: str, seed: int, given: list[Any], expected: str) -> Outcome:
+    """One job, on some machine; a list, as Ray would unpack a bare object again for each job."""
     if versions() != expected:
         reason = f"a machine has {versions()}, the one that started the jobs has {expected}; install the same on all"
         return Outcome(key, b"", reason)
-    function, payload = given
+    (place,) = given
+    if place.hex() not in _unpacked:
+        _unpacked.clear()
+        _unpacked[place.hex()] = import_module("ray").get(place)
+    function, payload = _unpacked[place.hex()]
     return perform(lambda: (cloudpickle.loads(function), payload), key, seed)
 
 

@@ -25,7 +25,8 @@ from layerwright.core.trials import code_digest
 
 __all__ = ["Engine", "JobFunction", "JobsFailed", "parse_engine", "run_jobs", "seed_of"]
 
-_NAMED = 3
+_NAMED = 3  # keys in a message
+_SHOWN = 300  # characters of the first failure
 
 
 class JobsFailed(UserError):
@@ -38,7 +39,7 @@ class JobsFailed(UserError):
     def __init__(self, failures: Mapping[str, str], jobs: int, store: Path | None) -> None:
         self.failures = dict(failures)
         names = ", ".join(repr(key) for key in list(failures)[:_NAMED]) + (", …" if len(failures) > _NAMED else "")
-        first = next(iter(failures.values())).splitlines()[0]
+        first = next(iter(failures.values())).splitlines()[0][:_SHOWN]
         kept = f"; the others are kept in {store}" if store else ""
         super().__init__(f"{len(failures)} of {jobs} jobs failed ({names}), the first with {first}{kept}")
 

@@ -48,18 +48,26 @@ def run_pool(function: JobFunction, jobs: Sequence[Job], payload: Any, workers: 
 
 
 class _Pool:
-    """Workers that are idle, and jobs that are running."""
+    """Workers, which of them are idle, and jobs that are running."""
 
     def __init__(self, given: bytes, workers: int, retries: int) -> None:
         self._given = given
         self._retries = retries
+        self._workers: set[ProcessPoolExecutor] = set()
         self._idle = [self._worker() for _ in range(workers)]
         self._running: dict[Future[Outcome], tuple[Job, ProcessPoolExecutor]] = {}
         self._deaths: Counter[Job] = Counter()
 
     def _worker(self) -> ProcessPoolExecutor:
         given = (os.getpid(), self._given)
-        return ProcessPoolExecutor(1, initializer=_begin, initargs=given, env=_ONE_THREAD | _MAY_GROW)
+        worker = ProcessPoolExecutor(1, initializer=_begin, initargs=given, env=_ONE_THREAD | _MAY_GROW)
+        self._workers.add(worker)
+        return worker
+
+    def _replaced(self, worker: ProcessPoolExecutor) -> ProcessPoolExecutor:
+        worker.shutdown(kill_workers=True)
+        self._workers.discard(worker)
+        return self._worker()
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Keep all workers busy; hand out what has arrived only after they are."""
@@ -76,8 +84,7 @@ class _Pool:
         try:
             future = worker.submit(_work, *job)
         except BrokenProcessPool:  # it died while it was idle: no job is to blame
-            worker.shutdown(kill_workers=True)
-            worker = self._worker()
+            worker = self._replaced(worker)
             future = worker.submit(_work, *job)
         self._running[future] = job, worker
 
@@ -93,8 +100,7 @@ class _Pool:
         if not isinstance(error, BrokenProcessPool):
             self._idle.append(worker)
             return future.result() if error is None else Outcome(job[0], b"", describe(error))
-        worker.shutdown(kill_workers=True)
-        self._idle.append(self._worker())
+        self._idle.append(self._replaced(worker))
         self._deaths[job] += 1
         if self._deaths[job] <= self._retries:
             left.append(job)
@@ -103,7 +109,7 @@ class _Pool:
 
     def kill(self) -> None:
         """End all workers at once, whatever they are doing."""
-        for worker in [*self._idle, *(worker for _, worker in self._running.values())]:
+        for worker in self._workers:
             worker.shutdown(kill_workers=True)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sample_jobs import KEYS, alive, arithmetic, counted, processes, ran, until
+from loky import ProcessPoolExecutor
+from sample_jobs import KEYS, Parcel, alive, arithmetic, counted, processes, ran, until
 
 from layerwright.core.errors import UserError
 from layerwright.core.jobs import JobsFailed, parse_engine, run_jobs, seed_of
@@ -55,6 +56,13 @@ def test_local_workers_give_the_bits_of_this_process_in_any_order() -> None:
     assert list(pooled) == shuffled
     assert content(pooled) == content(serial)
     assert {packet.data["threads"] for packet in pooled.values()} == {1}
+
+
+def test_the_payload_reaches_each_worker_once(log: Path, tmp_path: Path) -> None:
+    run_jobs(counted, KEYS, Parcel(log=str(log), unpacked=str(tmp_path / "unpacked"), sleep=0.2), engine=2)
+    arrived = processes(tmp_path / "unpacked")
+    assert len(arrived) == len(set(arrived)) <= 2
+    assert set(arrived) == set(processes(log))
 
 
 def test_settings_of_the_caller_change_no_bit_and_are_put_back() -> None:
@@ -255,6 +263,24 @@ def test_no_worker_outlives_the_run(given: dict[str, Any], log: Path) -> None:
     with pytest.raises(OSError, match="disk"):
         run_jobs(counted, KEYS, given | {"hang": KEYS[3:]}, engine=2, progress=stop)
     until(lambda: not any(map(alive, processes(log))))
+
+
+@posix
+def test_ctrl_c_while_workers_start_leaves_none(given: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    submit = ProcessPoolExecutor.submit
+
+    def interrupted(self: ProcessPoolExecutor, *job: Any) -> None:
+        submit(self, *job)
+        started.extend(self._processes)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(counted, KEYS, given | {"hang": KEYS}, engine=3)
+    assert len(started) == 2
+    until(lambda: not any(map(alive, started)))
 
 
 @pytest.mark.parametrize("engine", ["serial", "1"])

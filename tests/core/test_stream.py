@@ -28,6 +28,10 @@ from layerwright.core import engine
 from layerwright.core.budget import Budget
 from layerwright.core.errors import UserError
 from layerwright.core.load import load_model
+from layerwright.core.packet import Packet
+from layerwright.core.runfolder import RunFolder
+from layerwright.core.skeleton import Skeleton
+from layerwright.core.states import StateFile
 
 # Live modules that no folder holds as they are: own classes, wrappers, compiled ones.
 LIVE = {
@@ -227,6 +231,57 @@ def test_progress_only_moves_forward_and_arrives(tmp_path: Path) -> None:
     for stage, steps in seen.items():
         total = 2 if stage == "output" else 6
         assert steps == [(done, total) for done in range(1, total + 1)], stage
+
+
+def test_weights_are_there_only_while_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skeletons: list[Skeleton] = []
+    there: dict[str, list[set[str]]] = {}
+
+    def load(*args: Any, real: Any = Skeleton.load, **more: Any) -> Any:
+        skeletons.append((found := real(*args, **more))[0])
+        return found
+
+    def look(stage: str, done: int, total: int) -> None:
+        held = {
+            ".".join(name.split(".")[:3])
+            for name, p in skeletons[0].model.named_parameters()
+            if not p.is_meta and p.untyped_storage().nbytes() > 4
+        }
+        there.setdefault(stage, []).append(held)
+
+    monkeypatch.setattr(Skeleton, "load", load)
+    folder = saved(llama(), tmp_path / "model")
+    data = data_for(load_model(folder)[0], {"input_ids": token_ids(2)})
+    engine.by_walk(asked(folder, data, progress=look))
+    blocks = [{f"model.layers.{k}"} for k in range(3)]
+    assert there["up"] == blocks
+    assert there["output"] == [{"model.layers.2", "model.norm.weight", "lm_head.weight"}]
+    assert there["down"] == blocks[::-1]
+
+
+def test_states_are_on_the_disk_before_their_record_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: set[str] = set()
+    append, flush, commit = StateFile.append, StateFile.flush, RunFolder.commit
+    commits: list[str] = []
+
+    def note(self: StateFile, tensor: torch.Tensor) -> None:
+        written.add(self.path.name)
+        append(self, tensor)
+
+    def forget(self: StateFile) -> None:
+        flush(self)
+        written.discard(self.path.name)
+
+    def check(self: RunFolder, name: str, packet: Packet) -> None:
+        assert written == set(), name
+        commits.append(name)
+        commit(self, name, packet)
+
+    monkeypatch.setattr(StateFile, "append", note)
+    monkeypatch.setattr(StateFile, "flush", forget)
+    monkeypatch.setattr(RunFolder, "commit", check)
+    engine.by_walk(asked(saved(llama(), tmp_path / "model"), {"input_ids": token_ids()}))
+    assert commits == ["bottom", "up-0000", "up-0001", "up-0002", "top", "down-0002", "down-0001", "down-0000"]
 
 
 def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:

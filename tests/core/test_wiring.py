@@ -100,6 +100,23 @@ def test_a_weight_that_is_inside_and_outside_is_named(tmp_path: Path) -> None:
         Wiring.find(by_hand(model, tmp_path / "model"), INPUTS)
 
 
+class Tied(Chain):
+    """Reads the weight of its embedding once more, at the end, and calls no module for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)[..., :1] + self.embedding.weight.sum()
+
+
+def test_a_weight_that_is_read_again_without_a_call_is_kept(tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Tied(lambda beside, x: beside)
+    wiring = Wiring.find(by_hand(model, tmp_path / "model"), INPUTS)
+    assert (wiring.before, set(wiring.after)) == ([], {"head.weight", "head.bias"})
+    assert set(wiring.both) == {"embedding.weight", "embedding.bias"}
+    assert wiring.error == 0.0
+
+
 def found(model: nn.Module, inputs: Any, folder: Path, blocks: str | None = None) -> tuple[Skeleton, Wiring]:
     model.save_pretrained(folder)
     skeleton, _, _ = Skeleton.load(folder)
