@@ -187,7 +187,7 @@ def test_what_was_learned_of_the_blocks_survives(tmp_path: Path) -> None:
     def walk(folder: Path, model: nn.Module) -> tuple[Stack, Recording]:
         skeleton = by_hand(model, tmp_path / f"model-{len([*tmp_path.iterdir()])}")
         wiring = Wiring.find(skeleton, inputs)
-        with RunFolder.opened(folder, {}) as run:
+        with RunFolder.opened(folder, {"seed": 0}) as run:
             made = Walk(skeleton, wiring, [inputs], choose("standard"), run, sequences=3)
             done = made.run()
             return made.stack, done

@@ -9,7 +9,7 @@ import sys
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
 from importlib import import_module
 from itertools import islice
@@ -24,6 +24,7 @@ INSTALL = "pip install 'layerwright[cluster]'"
 _AHEAD = 1000  # jobs in Ray's queue, so that results are taken in while others are still handed over
 _POLL_S = 0.2
 _QUIET = 25  # polls without a result
+_TRIES = 3
 
 
 def run_cluster(
@@ -183,10 +184,13 @@ def _connect(ray: Any, address: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if address:
+                _be_client(ray, address, options)
+                return
             try:
-                ray.init(address or "auto", **options)
+                ray.init("auto", **options)
             except ConnectionError as error:
-                if address or error.__cause__:  # there is one, which cannot be reached or wants a token
+                if error.__cause__:  # there is one, which cannot be reached or wants a token
                     raise
                 ray.init("local", include_dashboard=False, **options)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
@@ -194,6 +198,18 @@ def _connect(ray: Any, address: str) -> None:
             f"cannot connect to the Ray cluster {address or 'of this machine'}: {_line(error)}; expected one that runs "
             "(`ray stop` forgets one that does not), with the same Ray, Python and token (see docs/cluster.md)"
         ) from None
+
+
+def _be_client(ray: Any, address: str, options: Mapping[str, Any]) -> None:
+    """Connect from outside. The head node starts a process for each client, which on a busy one fails now and then."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            ray.init(address, **options)
+            return
+        except ConnectionAbortedError:
+            ray.shutdown()
+            if not tries_left:
+                raise
 
 
 def _check_cpus(ray: Any, cpus: int) -> None:

@@ -103,6 +103,25 @@ def test_a_client_of_the_cluster_gets_the_same_bits(cluster: Any, address: str) 
     assert content(found) == content(run_jobs(arithmetic, KEYS, GIVEN))
 
 
+def test_a_client_whose_server_did_not_start_tries_again(
+    cluster: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    tries: list[str] = []
+    init = ray.init
+
+    def fail_once(address: str, **options: object) -> object:
+        tries.append(address)
+        if len(tries) == 1:
+            raise ConnectionAbortedError("Initialization failure from server")
+        return init(address, **options)
+
+    monkeypatch.setattr(ray, "init", fail_once)
+    assert list(run_jobs(counted, KEYS, {"log": os.devnull}, engine=address)) == KEYS
+    assert len(tries) >= 2
+
+
 def test_the_payload_is_unpacked_once_by_each_worker(cluster: Any, log: Path, tmp_path: Path) -> None:
     payload = Parcel(log=str(log), unpacked=str(tmp_path / "unpacked"), sleep=0.5)
     run_jobs(counted, KEYS, payload, engine="ray")
