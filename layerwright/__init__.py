@@ -17,13 +17,23 @@ if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` do
     from layerwright.core.errors import UserError as UserError
     from layerwright.core.load import load_model as load_model
     from layerwright.core.plan import Plan as Plan
+    from layerwright.core.planner import planner as planner
     from layerwright.core.registry import measure as measure
+    from layerwright.core.reshape import Reshaped as Reshaped
     from layerwright.core.stack import Stack as Stack
     from layerwright.core.survey import Survey as Survey
+    from layerwright.verbs import propose as propose
+    from layerwright.verbs import reshape as reshape
     from layerwright.verbs import survey as survey
+    from layerwright.verbs import verify as verify
 
 _HOMES = {
     "survey": "verbs",
+    "propose": "verbs",
+    "reshape": "verbs",
+    "verify": "verbs",
+    "Reshaped": "core.reshape",
+    "planner": "core.planner",
     "Survey": "core.survey",
     "Stack": "core.stack",
     "Plan": "core.plan",

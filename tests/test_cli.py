@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from layerwright import cli, verbs
+from layerwright.cli.arguments import say
 from layerwright.core.errors import UserError
 
 
@@ -74,7 +75,7 @@ def test_options_reach_the_library(tiny_folder, text_file, capsys, monkeypatch: 
         "blocks": "model.layers", "options": {"logit_lens": {"tokens": 64}, "x": {"y": [1, 2], "z": False}},
         "device": "cuda", "dtype": "float16", "max_tokens": 99, "length": 33, "seed": 0,
         "trust_remote_code": True, "progress": False, "stream": "always", "jobs": "2", "against": "b",
-        "out": None, "say": cli._say,
+        "out": None, "say": say,
     }  # fmt: skip
 
 
@@ -157,7 +158,7 @@ def test_an_unwritable_folder_is_found_before_the_work(tiny_folder, tmp_path, ca
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
 
     monkeypatch.setattr(verbs, "survey", lambda *a, **k: pytest.fail("the survey ran"))
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     assert "Permission denied" in fails(capsys, "survey", tiny_folder, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

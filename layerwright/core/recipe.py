@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Operations that leave the numbers as they are where they leave the dtype.
+_UNCHANGED = ("detach", "clone", "contiguous", "to")
+
 
 class Recipe(Tensor):
     """A meta tensor that notes every operation on it.
@@ -58,6 +61,20 @@ class Recipe(Tensor):
         recipe._call = (func, args, kwargs, place)
         return recipe
 
+    @property
+    def copy(self) -> bool:
+        """Whether it is a stored tensor as it is, whatever was done to it that changes no number."""
+        if self._call is None:
+            return True
+        func, args, _, _ = self._call
+        first = args[0] if args else None
+        same = func.__name__ in _UNCHANGED or (func.__name__ == "__getitem__" and args[1:] == (...,))
+        return same and isinstance(first, Recipe) and first.dtype == self.dtype and first.copy
+
+    def same_copy(self, other: Any) -> bool:
+        """Whether both are the same stored tensor as it is."""
+        return isinstance(other, Recipe) and self.copy and other.copy and self.sources() == other.sources()
+
     def sources(self) -> set[str]:
         """Names of the stored tensors that go into it."""
         if self._call is None:
@@ -79,6 +96,21 @@ class Recipe(Tensor):
         func, args, kwargs, place = self._call
         made = func(*_made(args, stored), **_made(kwargs, stored))
         return made if place is None else made[place]
+
+
+def noted(func: Callable[..., Tensor], *args: Any) -> Tensor:
+    """A function of tensors as one operation: what it does inside is not noted, and done when the numbers are made.
+
+    Example:
+        >>> a = Recipe.of("a", (2, 2), torch.float32)
+        >>> noted(torch.linalg.matrix_power, a, 3).make({"a": 2 * torch.eye(2)}).diagonal().tolist()
+        [8.0, 8.0]
+    """
+    if not _leaves(args):
+        return func(*args)
+    with torch._C.DisableTorchFunctionSubclass():
+        out = func(*(x.as_subclass(Tensor) if isinstance(x, Recipe) else x for x in args))
+    return Recipe._noted(out, func, args, {}, None)
 
 
 def _without_numbers(meta: Tensor) -> Recipe:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -54,20 +55,11 @@ class Wiring:
             UserError: the model has no tower, or one that cannot be walked (the message names the module), or not even
                 one of its blocks fits into memory.
         """
-        members = _members(skeleton.model)
-        _check_room(skeleton, members)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            inside = {name for path in members for name in skeleton.below(path)}
-            skeleton.pretend(name for name in skeleton.recipes if name not in inside)
-            skeleton.pretend_blocks(members)
-        try:
+        with pretending(skeleton):
             stack = Stack.find(skeleton.model, moved(inputs, skeleton.device), blocks)
             piece = moved(small(inputs), skeleton.device)
             with undisturbed(stack.model), torch.no_grad():
                 return cls._of(skeleton, stack, piece)
-        finally:
-            skeleton.clear(skeleton.recipes)
 
     @classmethod
     def _of(cls, skeleton: Skeleton, stack: Stack, piece: Inputs) -> Wiring:
@@ -88,6 +80,26 @@ class Wiring:
             before, both = [], both + before
         itemsize = max(state.element_size() for state in whole.states)
         return cls(stack, whole.structures, before, after, both, error, itemsize)
+
+
+@contextmanager
+def pretending(skeleton: Skeleton) -> Iterator[None]:
+    """Random weights in the whole model for a while; blocks of one make share theirs.
+
+    Raises:
+        UserError: not even one block of each make fits into memory.
+    """
+    members = _members(skeleton.model)
+    _check_room(skeleton, members)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inside = {name for path in members for name in skeleton.below(path)}
+        skeleton.pretend(name for name in skeleton.recipes if name not in inside)
+        skeleton.pretend_blocks(members)
+    try:
+        yield
+    finally:
+        skeleton.clear(skeleton.recipes)
 
 
 def _members(model: nn.Module) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -233,7 +233,7 @@ def explain_claim(claim: Claim, verdict: Mapping[str, Any], console: Console | N
     console.print(Text(claim.name, "bold"))
     # Lines are broken anew for the terminal; paragraphs stay.
     test = "\n\n".join(" ".join(paragraph.split()) for paragraph in claim.protocol.split("\n\n"))
-    facts = {"claim": claim.title, "test": test, "paper": _cited(claim.paper)}
+    facts = {"claim": claim.title, "test": test, "paper": cited(claim.paper)}
     kept = ("verdict", "budget", "seeds", "date", "version", "command")
     record(facts | {key: verdict[key] for key in kept if key in verdict}, console)
     numbers = verdict.get("measured", {}).values()
@@ -249,7 +249,8 @@ def _number(value: float | None) -> str:
     return "none" if value is None else f"{value:.3g}"
 
 
-def _cited(paper: Paper | None) -> str:
+def cited(paper: Paper | None) -> str:
+    """A paper in one line."""
     return "" if paper is None else f"{paper.title} ({paper.year}), {paper.url}"
 
 
@@ -270,8 +271,16 @@ def explain(measure: Measure, console: Console | None = None) -> None:
         "tier": measure.tier,
         "reads": ", ".join(measure.needs),
         "options": ", ".join(f"--set {measure.name}.{key}={value}" for key, value in measure.options.items()) or "none",
-        "paper": _cited(measure.paper),
+        "paper": cited(measure.paper),
     }
-    console.print(Text(measure.name, "bold"))
+    explain_function(measure.name, measure.function, facts, console)
+
+
+def explain_function(
+    name: str, function: Callable[..., Any], facts: Mapping[str, Any], console: Console | None = None
+) -> None:
+    """Print what a method is: its facts, then its documentation."""
+    console = console or Console(highlight=False)
+    console.print(Text(name, "bold"))
     record(facts, console)
-    console.print(Text("\n" + (inspect.getdoc(measure.function) or "")))
+    console.print(Text("\n" + (inspect.getdoc(function) or "")))

@@ -1,0 +1,5 @@
+"""`python -m layerwright.cli`."""
+
+from layerwright.cli import main
+
+main()

@@ -1,0 +1,52 @@
+"""What lies beside the weights of a model that was reshaped: the base's other files, the record, the card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layerwright.core.checksums import MANIFEST
+from layerwright.core.weight_files import INDEX
+
+RECORD = "reshape.json"
+CARD = "README.md"
+# Weights in this and other forms, and what is written anew.
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".pkl", ".index.json")
+_OWN = ("config.json", INDEX, MANIFEST, RECORD)
+
+
+def copy_others(source: Path, target: Path) -> None:
+    """Tokenizer, generation settings, licence and the like, also where they are links, as in the hub's cache."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.name not in _OWN and not file.name.endswith(_WEIGHTS) and file.name[0] != ".":
+            shutil.copyfile(file, target / file.name)
+
+
+def write_record(folder: Path, document: Mapping[str, Any]) -> None:
+    """Plan, order, provenance, fingerprint and ladder."""
+    (folder / RECORD).write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+
+
+def write_card(folder: Path, document: Mapping[str, Any], lines: list[str]) -> None:
+    """A section at the end of the model card, or a card of its own."""
+    plan = document["plan"]
+    steps = "\n".join(f"- `{json.dumps(step)}`" for step in plan["steps"])
+    why = f"\n{plan['why']}\n" if plan.get("why") else ""
+    checks = "\n".join(f"    {line}" for line in lines) or "    not checked"
+    section = (
+        f"\n## How this model was made\n\nBlocks of `{document['base']['model']}` (fingerprint "
+        f"`{document['base']['sha256'][:12]}`), reshaped with layerwright {document['layerwright']}:\n\n{steps}\n{why}"
+        f"\n{len(document['order'])} blocks, in the order {document['order']}. What was checked:\n\n{checks}\n\n"
+        f"Everything is in `{RECORD}`.\n"
+    )
+    card = folder / CARD
+    before = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder_name(document)}\n"
+    card.write_text(before + section, encoding="utf-8")
+
+
+def folder_name(document: Mapping[str, Any]) -> str:
+    """What a card without a title is called."""
+    return f"{Path(document['base']['model']).name}, reshaped"

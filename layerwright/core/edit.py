@@ -1,0 +1,242 @@
+"""Apply a plan: the only code that changes a model, and never the caller's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layerwright.core.base import LiveBase, StoredBase
+from layerwright.core.draft import Draft, OtherForm
+from layerwright.core.errors import UserError
+from layerwright.core.frame import config_of, fill, frame_of_config, frame_of_modules, put_back
+from layerwright.core.inputs import Inputs
+from layerwright.core.load import check_keys, first_line, quietly
+from layerwright.core.plan import Plan
+from layerwright.core.recipe import Recipe
+from layerwright.core.skeleton import Skeleton
+from layerwright.core.stack import Stack
+from layerwright.core.steps import apply_step
+from layerwright.core.tensor_writer import Item, Progress, write_tensors
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What a plan came to.
+
+    Attributes:
+        plan: that was applied.
+        order: the block of the base that each block takes after.
+        provenance: for each tensor, the tensors of the base that it is made from.
+        notes: what a reader of the result should know.
+        sha256: fingerprint of the base.
+    """
+
+    plan: Plan
+    order: tuple[int, ...]
+    provenance: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...]
+    sha256: str
+
+
+def apply(stack: Stack, plan: Plan, inputs: Inputs) -> tuple[nn.Module, Edit]:
+    """The model that a plan makes of another, in memory.
+
+    Args:
+        stack: the base and its tower.
+        plan: what to do.
+        inputs: a batch, on a small piece of which the parts of blocks are found.
+
+    Returns:
+        A new model, the base being as it was, and where it comes from.
+
+    Raises:
+        UserError: the plan is for another base or cannot be done on this one, or no configuration describes the result.
+    """
+    base = LiveBase(stack, inputs)
+    sha256 = base.fingerprint()
+    check_base(plan, sha256)
+    draft = done(plan, base.draft())
+    order = tuple(block.source for block in draft.blocks)
+    notes: tuple[str, ...] = ()
+    if base.config is not None:
+        entries, notes = base.config.of(order, draft.settings)
+        frame = frame_of_config(base.stack, entries, order)
+    else:
+        frame = frame_of_modules(base.stack, order)
+    recipes = named(draft, frame.paths, _loose(base, frame.source, frame.model))
+    with torch.no_grad():
+        weights = {name: _made(recipe, base.state) for name, recipe in recipes.items()}
+    fill(frame, base.model, weights, _tied(base.stack, draft, frame.paths))
+    if (generation := getattr(base.model, "generation_config", None)) is not None:
+        frame.model.generation_config = copy.deepcopy(generation)
+    model = put_back(stack.model, base.host, frame.model)
+    return model.train(stack.model.training), Edit(plan, order, provenance(recipes), draft.notes + notes, sha256)
+
+
+def apply_stored(
+    skeleton: Skeleton,
+    plan: Plan,
+    folder: Path,
+    *,
+    blocks: str | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Edit:
+    """Write the weights and the configuration of what a plan makes of a checkpoint, without loading it.
+
+    Tensors that only move are copied byte for byte. One that changes is made when its turn comes, from the tensors that
+    it needs.
+
+    Args:
+        skeleton: the base.
+        plan: what to do.
+        folder: an empty folder.
+        blocks: path of the tower, where the model has several.
+        progress: called with the MiB written.
+
+    Raises:
+        UserError: the plan is for another base or cannot be done on this one, no configuration describes the result, or
+            its weights would not fit it.
+        OSError: the disk is full, or cannot be written.
+    """
+    base = StoredBase(skeleton, blocks)
+    sha256 = base.fingerprint()
+    check_base(plan, sha256)
+    try:
+        draft = done(plan, base.draft())
+        order = tuple(block.source for block in draft.blocks)
+        entries, notes = base.config.of(order, draft.settings)
+    finally:
+        base.close()
+    recipes = named(draft, [f"{base.stem}{j}" for j in range(draft.depth)], base.loose())
+    config = config_of(skeleton.model.config, entries)
+    _check_fits(skeleton, config, recipes)
+    with quietly():
+        config.save_pretrained(folder)
+    write_tensors(folder, _items(skeleton, recipes), progress=progress)
+    return Edit(plan, order, provenance(recipes), draft.notes + notes, sha256)
+
+
+def check_base(plan: Plan, sha256: str) -> None:
+    """Refuse a model that the plan was not made for."""
+    if plan.sha256 and plan.sha256 != sha256:
+        raise UserError(
+            f"the plan is for the model {plan.base or 'with the fingerprint'} {plan.sha256[:12]}, and this one is "
+            f"{sha256[:12]}; give the model it was made for, or take sha256 out of the plan"
+        )
+
+
+def done(plan: Plan, draft: Draft) -> Draft:
+    """The draft after all steps of a plan."""
+    for number, step in enumerate(plan.steps):
+        try:
+            draft = apply_step(draft, step)
+        except OtherForm:
+            raise
+        except UserError as error:
+            raise UserError(f"{error} (step {number + 1} of the plan)") from None
+    return draft
+
+
+def named(draft: Draft, paths: Sequence[str], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The recipe of every tensor of the new model, by its name there.
+
+    Raises:
+        UserError: blocks that share one place in the model are to differ.
+    """
+    recipes = dict(others)
+    for path, block in zip(paths, draft.blocks):
+        for name, recipe in block.weights.items():
+            full = f"{path}.{name}"
+            before = recipes.setdefault(full, recipe)
+            if before is not recipe and not (isinstance(before, Recipe) and before.same_copy(recipe)):
+                raise UserError(f"{path} is one block that runs several times, and cannot differ from run to run")
+    return recipes
+
+
+def provenance(recipes: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
+    """For each tensor the tensors of the base that it is made from."""
+    return {name: tuple(sorted(r.sources())) if isinstance(r, Recipe) else () for name, r in recipes.items()}
+
+
+# In memory
+
+
+def _loose(base: LiveBase, source: Any, model: nn.Module) -> dict[str, Tensor]:
+    """Recipes of all tensors outside the blocks, by their names in the new model."""
+    inside = tuple(f"{path}." for path in base.paths)
+    found: dict[str, Tensor] = {}
+    for name in model.state_dict():
+        path, _, own = name.rpartition(".")
+        origin = source(path)
+        old = f"{origin}.{own}" if origin else own
+        if not old.startswith(inside) and old in base.state:
+            found[name] = Recipe.of(old, tuple(base.state[old].shape), base.state[old].dtype)
+    return found
+
+
+def _made(recipe: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """The numbers of a recipe, in memory of their own."""
+    tensor = recipe.make(state) if isinstance(recipe, Recipe) else recipe
+    owners = {t.untyped_storage().data_ptr() for t in state.values()}
+    return tensor.clone() if tensor.untyped_storage().data_ptr() in owners else tensor.contiguous()
+
+
+def _tied(stack: Stack, draft: Draft, paths: Sequence[str]) -> dict[str, Any]:
+    """What is one parameter: as in the base outside the blocks, as the plan says inside."""
+    first: dict[int, str] = {}
+    inside = tuple(f"{path}." for path in stack.tower.block_paths)
+    tied: dict[str, Any] = {
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in stack.model.named_parameters(remove_duplicate=False)
+        if not name.startswith(inside)
+    }
+    for path, block in zip(paths, draft.blocks):
+        tied |= {f"{path}.{name}": number for name, number in block.tied.items()}
+    return tied
+
+
+# On disk
+
+
+def _check_fits(skeleton: Skeleton, config: Any, recipes: Mapping[str, Tensor]) -> None:
+    """Let transformers put the new weights, without their numbers, into the model of the new configuration."""
+    stored = {name: Recipe.of(name, tuple(r.shape), r.dtype) for name, r in recipes.items()}
+    kind: Any = type(skeleton.model)
+    try:
+        with quietly():
+            model, loaded = kind.from_pretrained(
+                None, config=copy.deepcopy(config), state_dict=stored, output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except Exception as error:
+        raise UserError(f"transformers cannot load what the plan makes: {first_line(error)}") from None
+    check_keys(Path("the new model"), model, loaded)
+
+
+def _items(skeleton: Skeleton, recipes: Mapping[str, Tensor]) -> list[Item]:
+    """What to write; copies in the order of the files they come from, what is made beside its neighbours."""
+    checkpoint = skeleton.checkpoint
+    verified = checkpoint.checksums is not None  # then what is copied is read through, and held against its digest
+
+    def item(name: str, recipe: Tensor) -> Item:
+        copied = isinstance(recipe, Recipe) and recipe.copy and not verified
+
+        def make() -> Tensor:
+            return recipe.make(checkpoint.read(recipe.sources())) if isinstance(recipe, Recipe) else recipe
+
+        source = checkpoint.entries[next(iter(recipe.sources()))] if copied and isinstance(recipe, Recipe) else None
+        return Item(name, recipe.dtype, tuple(recipe.shape), source, None if copied else make)
+
+    def place(name: str) -> tuple[str, int]:
+        recipe = recipes[name]
+        first = min(recipe.sources(), default="") if isinstance(recipe, Recipe) else ""
+        entry = checkpoint.entries.get(first)
+        return ("", 0) if entry is None else (str(entry.file), entry.start)
+
+    return [item(name, recipes[name]) for name in sorted(recipes, key=place)]

@@ -1,0 +1,269 @@
+"""Reshape a model: apply a plan, climb the ladder, and publish the result if it holds."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from layerwright import __version__
+from layerwright.core.beside_weights import copy_others, write_card, write_record
+from layerwright.core.data import Data, load_data
+from layerwright.core.draft import OtherForm
+from layerwright.core.edit import Edit, apply, apply_stored
+from layerwright.core.errors import UserError
+from layerwright.core.inputs import Inputs, rows, short
+from layerwright.core.load import first_line, load_model, locate, quietly
+from layerwright.core.memory import available_memory
+from layerwright.core.plan import Plan
+from layerwright.core.probe import probe_inputs
+from layerwright.core.progress import Progress
+from layerwright.core.rungs.ladder import Ladder
+from layerwright.core.skeleton import Skeleton
+from layerwright.core.stack import Stack
+from layerwright.core.staging import check_free, staged
+from layerwright.core.steps import STEPS
+from layerwright.core.verify import Case, Preserved, preserved, verify
+
+# Rows and tokens of the batch on which two models are compared.
+_ROWS, _TOKENS = 4, 64
+# Text for a batch where none was given.
+_FEW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for.
+
+    Attributes:
+        plan: what to do.
+        data: to measure the loss on, as in a survey; None leaves quality out.
+        out: where to save the result.
+        until: the last rung of the ladder to climb; `none` for no check at all.
+        blocks: path of the tower, where the model has several.
+        tokenizer: for text with a live model.
+        max_tokens: how much of the data to use.
+        length: tokens in a document.
+        seed: seeds everything random.
+        progress: called with a stage, the work done and the work there is.
+        say: called with a line that a user should read.
+    """
+
+    plan: Plan
+    data: Any = None
+    out: Path | None = None
+    until: str = "reload"
+    blocks: str | None = None
+    tokenizer: Any = None
+    max_tokens: int | None = None
+    length: int | None = None
+    seed: int = 0
+    progress: Progress = lambda stage, done, total: None
+    say: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """What came of a plan.
+
+    Attributes:
+        edit: plan, order of blocks, provenance of every tensor, notes.
+        ladder: what was checked; None where nothing was.
+        base: what the plan was applied to.
+        folder: where the result is; None where it was not saved.
+    """
+
+    edit: Edit
+    ladder: Ladder | None
+    base: str
+    folder: Path | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every rung that was climbed held."""
+        return self.ladder is None or self.ladder.ok
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document that `reshape.json` holds."""
+        return {
+            "schema": 1,
+            "layerwright": __version__,
+            "base": {"model": self.base, "sha256": self.edit.sha256},
+            "plan": self.edit.plan.to_dict(),
+            "order": list(self.edit.order),
+            "notes": list(self.edit.notes),
+            "ladder": None if self.ladder is None else self.ladder.to_dict(),
+            "provenance": {name: list(sources) for name, sources in self.edit.provenance.items()},
+        }
+
+
+def reshape_live(model: nn.Module, wish: Wish, base: str) -> tuple[nn.Module, Reshaped]:
+    """The model that a plan makes of a live one, checked, and saved where that was asked for.
+
+    Raises:
+        UserError: the plan cannot be done, or the result cannot be saved.
+    """
+    if wish.out is not None:
+        check_free(wish.out)
+    given = _data(wish, model, wish.tokenizer)
+    inputs = _few(given, model)
+    stack = Stack.find(model, inputs, wish.blocks)
+    new, edit = apply(stack, wish.plan, inputs)
+    if wish.out is None:
+        ladder = _climb(wish, edit, stack, new, inputs, given, None)
+        return new, Reshaped(edit, ladder, base)
+    with staged(wish.out) as stage:
+        save(new, stage.folder, wish.tokenizer)
+        ladder = _climb(wish, edit, stack, new, inputs, given, stage.folder)
+        result = Reshaped(edit, ladder, base)
+        return new, replace(result, folder=_released(stage, result))
+
+
+def reshape_stored(source: str | Path, wish: Wish, *, trust_remote_code: bool = False) -> Reshaped:
+    """Write what a plan makes of a checkpoint, without loading it where its steps allow, then load it to check it.
+
+    Raises:
+        UserError: the model or the plan cannot be used, or the folder cannot be written.
+    """
+    assert wish.out is not None
+    folder, _ = locate(str(source), trust_remote_code)
+    if wish.out.absolute().resolve() in (folder.resolve(), *folder.resolve().parents):
+        raise UserError(f"got --out {wish.out}, which holds the base itself; choose another folder")
+    with staged(wish.out) as stage:
+        try:
+            skeleton, _, _ = Skeleton.load(source, trust_remote_code=trust_remote_code)
+            edit = apply_stored(skeleton, wish.plan, stage.folder, blocks=wish.blocks, progress=wish.progress)
+        except OtherForm as error:
+            wish.say(f"{first_line(error)}: loading it")
+            edit = _through_memory(source, wish, stage.folder)
+        copy_others(folder, stage.folder)
+        ladder = _check_saved(source, wish, edit, stage.folder)
+        result = Reshaped(edit, ladder, str(source))
+        return replace(result, folder=_released(stage, result))
+
+
+def save(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
+    """Save a model so that plain transformers loads it: a weight that several blocks share is written for each.
+
+    Raises:
+        UserError: it has no `save_pretrained`, or refuses.
+    """
+    write: Any = getattr(model, "save_pretrained", None)
+    if write is None:
+        raise UserError(f"{type(model).__name__} has no save_pretrained; take the model and save it in your own way")
+    with quietly():
+        state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        write(folder, state_dict=state)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def _released(stage: Any, result: Reshaped) -> Path:
+    """The folder with its record, in its place, or beside it where the ladder failed."""
+    document = result.to_dict()
+    write_record(stage.folder, document)
+    write_card(stage.folder, document, result.ladder.lines() if result.ladder else [])
+    return stage.publish() if result.ok else stage.mark()
+
+
+def _through_memory(source: str | Path, wish: Wish, folder: Path) -> Edit:
+    model, _, _ = load_model(source)
+    inputs = _few(None, model)
+    new, edit = apply(Stack.find(model, inputs, wish.blocks), wish.plan, inputs)
+    save(new, folder)
+    return edit
+
+
+def _check_saved(source: str | Path, wish: Wish, edit: Edit, folder: Path) -> Ladder | None:
+    if wish.until == "none":
+        return None
+    places = (locate(str(source), False)[0], folder)
+    needed = sum(file.stat().st_size for place in places for file in place.glob("*.safetensors"))
+    if 1.2 * needed > available_memory():
+        wish.say(f"not checked: both models take {needed >> 20} MB of memory; run `lw verify` on a larger machine")
+        return None
+    base, tokenizer, _ = load_model(source)
+    new, _, _ = load_model(folder)
+    given = _data(wish, base, tokenizer)
+    inputs = _few(given, base)
+    return _climb(wish, edit, Stack.find(base, inputs, wish.blocks), new, inputs, given, folder)
+
+
+# The ladder
+
+
+def _climb(
+    wish: Wish, edit: Edit, stack: Stack, new: nn.Module, inputs: Inputs, given: Data | None, folder: Path | None
+) -> Ladder | None:
+    if wish.until == "none":
+        return None
+    plain = hasattr(new, "save_pretrained")
+    case = Case(
+        stack.model,
+        new,
+        inputs,
+        blocks=wish.blocks,
+        order=edit.order,
+        copies=_only_order(edit.plan, stack.depth),
+        provenance=edit.provenance if plain else None,
+        steps=_measured(stack, edit.plan, inputs, wish.blocks),
+        requirements=edit.plan.verify,
+        folder=folder,
+        save=None if folder is not None or not plain else lambda place: save(new, place),
+        documents=() if given is None or wish.data is None else given.batches,
+        prefix=0 if given is None else given.prefix,
+        control=_control(stack, edit, inputs),
+        seed=wish.seed,
+    )
+    return verify(case, until=wish.until, progress=wish.progress)
+
+
+def _only_order(plan: Plan, depth: int) -> bool:
+    try:
+        plan.order(depth)
+    except UserError:
+        return False
+    return True
+
+
+def _measured(stack: Stack, plan: Plan, inputs: Inputs, blocks: str | None) -> Sequence[Preserved]:
+    """What each step did to the function, where a step changes weights: the plan is done step by step."""
+    if _only_order(plan, stack.depth) and "exact" not in plan.verify:
+        return ()
+    found, before, at = [], stack.model, stack
+    for step in plan.steps:
+        ((name, _),) = step.items()
+        after, _ = apply(at, Plan((step,)), inputs)
+        found.append(preserved(before, after, inputs, step=name, declared=STEPS[name].preserving))
+        if len(found) < len(plan.steps):
+            before, at = after, Stack.find(after, inputs, blocks)
+    return found
+
+
+def _control(stack: Stack, edit: Edit, inputs: Inputs) -> Callable[[int], nn.Module] | None:
+    """Models of as many blocks, chosen at random; for plans that leave blocks out."""
+    order = list(edit.order)
+    if not _only_order(edit.plan, stack.depth) or order != sorted(set(order)) or len(order) == stack.depth:
+        return None
+
+    def make(seed: int) -> nn.Module:
+        kept = sorted(random.Random(seed).sample(range(stack.depth), len(order)))
+        return apply(stack, Plan(({"keep": kept},)), inputs)[0]
+
+    return make
+
+
+def _data(wish: Wish, model: nn.Module, tokenizer: Any) -> Data | None:
+    """What the user gave, or a little text where the model reads text."""
+    if wish.data is not None:
+        return load_data(wish.data, model, tokenizer, length=wish.length, max_tokens=wish.max_tokens)
+    return load_data(None, model, tokenizer, max_tokens=_FEW_TOKENS) if tokenizer is not None else None
+
+
+def _few(given: Data | None, model: nn.Module) -> Inputs:
+    """A small batch."""
+    return probe_inputs(model) if given is None else short(rows(given.batches[0], slice(0, _ROWS)), _TOKENS)

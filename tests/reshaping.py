@@ -1,0 +1,36 @@
+"""Models to reshape, and what they answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zoo import ZOO
+
+from layerwright.core.inputs import call
+from layerwright.core.stack import Stack
+from layerwright.core.trace import first_tensor
+
+
+def prepared(name: str) -> tuple[Stack, Any]:
+    """A model of the zoo whose vectors are random too, so that no norm is trivial."""
+    model, inputs, expected = ZOO[name]()
+    model.eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+    return Stack.find(model, inputs, expected.blocks), inputs
+
+
+def answer(model: nn.Module, inputs: Any) -> Tensor:
+    with torch.no_grad():
+        found = first_tensor(call(model, inputs))
+    assert found is not None
+    return found
+
+
+def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
+    return bool((a - b).abs().max() <= tolerance * b.abs().max().clamp_min(1.0))
