@@ -1,0 +1,1 @@
+"""What data flows through; knows no paper."""
