@@ -215,9 +215,11 @@ def propose(
         UserError: something given cannot be used; the message says what to do.
     """
     from layerwright import edits
+    from layerwright.core.base import stored_fingerprint
     from layerwright.core.data import load_data
     from layerwright.core.load import load_model
     from layerwright.core.planner import find_planner, plan_with
+    from layerwright.core.shards import Checkpoint
     from layerwright.core.stack import Stack
 
     del edits  # importing the package registers every planner
@@ -232,12 +234,15 @@ def propose(
             length=length, seed=seed, progress=progress, options={k: v for k, v in options.items() if k != planner},
         )  # fmt: skip
         tables = found.tables
+    folder = about["folder"]
+    sha256 = "" if folder is None else stored_fingerprint(Checkpoint.open(Path(folder)))
     with _bars(progress) as bars:
-        return plan_with(
+        plan = plan_with(
             planner, Stack.find(module, given.batches[0], blocks), tables=tables, batches=given.batches,
             prefix=given.prefix, options=options.get(planner), base=about["name"], seed=seed,
             jobs="serial" if jobs is None else str(jobs), keep=keep, progress=bars,
         )  # fmt: skip
+    return replace(plan, sha256=sha256)
 
 
 def verify(

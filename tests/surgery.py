@@ -1,4 +1,4 @@
-"""Depth surgery by hand on models of transformers, right and wrong: what the ladder must let pass, and what it must not."""
+"""Depth surgery by hand, right and wrong: what the ladder must let pass, and what it must not."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from test_cli import fails, run
 
 import layerwright as lw
 from layerwright.core import edit, tensor_writer
+from layerwright.core import reshape as reshaping
 from layerwright.core.load import load_model, quietly
 from layerwright.core.plan import Plan
 
@@ -275,3 +276,70 @@ def test_a_tied_head_stays_tied(tmp_path: Path, plan: Path, capsys: Any) -> None
     assert code == 0, out
     model, _, _ = load_model(tmp_path / "new")
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_joined_blocks_are_held_against_blocks_side_by_side() -> None:
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=40,
+            intermediate_size=24,
+            initializer_range=0.2,
+        )
+    ).eval()
+    new, report = lw.reshape(model, Plan(({"order": [0, 2, 1, 3]}, {"parallel": 2})))
+    assert report.ok, report.ladder.lines()
+    assert "what was expected" in report.ladder["exactness"].finding
+    assert new.config.num_hidden_layers == 2
+
+
+def test_fitted_blocks_are_measured_on_what_they_were_not_fitted_on(
+    tiny_folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+    climb = reshaping.verify
+
+    def watched(case: Any, **options: Any) -> Any:
+        seen["documents"] = case.documents
+        return climb(case, **options)
+
+    fit = reshaping.apply
+
+    def fitted(stack: Any, plan: Any, inputs: Any, batches: Any = ()) -> Any:
+        seen.setdefault("fit", batches)
+        return fit(stack, plan, inputs, batches)
+
+    monkeypatch.setattr(reshaping, "verify", watched)
+    monkeypatch.setattr(reshaping, "apply", fitted)
+    path = written(tmp_path, "reshape: 1\nsteps: [{heal: {blocks: '0:2'}}]\nverify: {loss: {max_ratio: 9}}")
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(map(str, range(2000))))
+    code, out, err = run(
+        capsys, "reshape", tiny_folder, path, "--text", text, "--out", tmp_path / "new", "--length", "32"
+    )
+    assert code == 0, out
+    assert "a fit needs the loaded model: loading it" in err
+    used, held = ({tuple(row.tolist()) for b in seen[key] for row in b["input_ids"]} for key in ("fit", "documents"))
+    assert used
+    assert held
+    assert not used & held
+
+
+def test_a_proposed_plan_knows_its_base(tiny_folder: Path, text_file: Path, tmp_path: Path, capsys: Any) -> None:
+    plan = lw.propose(
+        str(tiny_folder), "drop_by_influence", str(text_file), options={"drop_by_influence": {"blocks": 1}}
+    )
+    assert len(plan.sha256) == 64
+    model, _, _ = load_model(tiny_folder)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    with quietly():
+        model.save_pretrained(tmp_path / "other")
+    plan.save(tmp_path / "plan.yaml")
+    assert "the plan is for the model" in fails(
+        capsys, "reshape", tmp_path / "other", tmp_path / "plan.yaml", "--out", tmp_path / "new"
+    )

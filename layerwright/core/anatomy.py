@@ -5,15 +5,15 @@ No table of names. A weight is silenced, the block is called on a small batch, a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import NeedsModel, UserError
+from layerwright.core.fit import instead, last_matrix
 from layerwright.core.inputs import Inputs, on_device, small
 from layerwright.core.quiet import undisturbed
 from layerwright.core.replay import Replay
@@ -47,9 +47,15 @@ class Norm:
 class Anatomy:
     """The parts of a model's blocks, each found when it is first asked for."""
 
-    def __init__(self, stack: Stack, inputs: Inputs) -> None:
-        """Watch the model on a small piece of a batch."""
-        self.stack = stack
+    def __init__(self, stack: Stack, inputs: Inputs, batches: Sequence[Inputs] | None = ()) -> None:
+        """Watch the model on a small piece of a batch.
+
+        Args:
+            stack: the model and its tower.
+            inputs: a batch.
+            batches: what is fitted is fitted on all of them; None where the weights are not the model's own.
+        """
+        self.stack, self._batches = stack, batches
         self._inputs = on_device(small(inputs), stack.model)
         self._replay: Replay | None = None
         self._found: dict[tuple[str, Any], Any] = {}
@@ -84,6 +90,21 @@ class Anatomy:
         """Along which axis each matrix of a block meets its input."""
         return self._once("input_axes", k, self._input_axes)
 
+    def fitted(self, start: int, stop: int, by: int) -> dict[str, Tensor]:
+        """The last matrix of block `by`, fitted so that it does alone what blocks `start` to `stop` do (`core/fit.py`).
+
+        Raises:
+            UserError: there is no data to fit on, or what the block adds is not linear in its last matrix.
+        """
+        if self._batches is None:
+            raise NeedsModel("a fit")
+        if not self._batches:
+            raise UserError("there is no data to fit on; give text with --text")
+        block = self._block(by)
+        name = [name for name in self.silencers(by) if block.get_parameter(name).ndim == 2][-1]
+        with undisturbed(self.stack.model), torch.no_grad():
+            return last_matrix(self.stack, self._batches, (start, stop, by), name)
+
     def _block(self, k: int) -> nn.Module:
         return self.stack.blocks[self.stack.order[k]]
 
@@ -101,7 +122,7 @@ class Anatomy:
         left = self._as_they_run(k)
 
         def silent(names: Iterable[str]) -> bool:
-            with _instead(block, {name: torch.zeros_like(block.get_parameter(name)) for name in names}):
+            with instead(block, {name: torch.zeros_like(block.get_parameter(name)) for name in names}):
                 return bool(torch.equal(self.replay.block(k, state), state))
 
         if not silent(left):
@@ -170,7 +191,7 @@ class Anatomy:
         block, state = self._block(k), self.replay.states[k]
         weights = dict(block.named_parameters())
         step = self.replay.block(k, state) - state
-        with _instead(block, folded(weights, norm)):
+        with instead(block, folded(weights, norm)):
             other = self.replay.block(k, state) - state
         eps = torch.finfo(state.dtype).eps
         return relative_error(other.double(), step.double()) <= max(_SAME, 16 * eps)
@@ -227,19 +248,3 @@ def _input_axis(module: nn.Module, x: Tensor) -> int | None:
         if fits and relative_error((out - zero).double().flatten(), product().double().flatten()) < 1e-3:
             return axis
     return None
-
-
-@contextmanager
-def _instead(block: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Other weights in a block for a while."""
-    before: list[tuple[nn.Module, str, Any]] = []
-    try:
-        for name, tensor in weights.items():
-            path, _, own = name.rpartition(".")
-            module = block.get_submodule(path)
-            before.append((module, own, module._parameters[own]))
-            module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
-        yield
-    finally:
-        for module, own, parameter in reversed(before):
-            module._parameters[own] = parameter

@@ -20,6 +20,7 @@ from layerwright.core.frame import builder, container_of, described, entries_of,
 from layerwright.core.inputs import Inputs
 from layerwright.core.probe import probe_inputs
 from layerwright.core.recipe import Recipe
+from layerwright.core.shards import Checkpoint
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.wiring import pretending
@@ -40,11 +41,11 @@ class LiveBase:
 
     as_is = True
 
-    def __init__(self, stack: Stack, inputs: Inputs) -> None:
-        """A model, and a batch on which the parts of its blocks are found."""
+    def __init__(self, stack: Stack, inputs: Inputs, batches: Sequence[Inputs] = ()) -> None:
+        """A model, a batch on which the parts of its blocks are found, and data for what is fitted."""
         if getattr(stack.model, "hf_quantizer", None) is not None:
             raise UserError("the weights are quantized, and their scales belong to them; reshape before quantizing")
-        self._whole, self._inputs = stack, inputs
+        self._whole, self._inputs, self._batches = stack, inputs, batches
         self.host, self.stack = host_of(stack)
         self.model = self.stack.model
         self.state = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
@@ -61,7 +62,7 @@ class LiveBase:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The parts of its blocks."""
-        return Anatomy(self._whole, self._inputs)
+        return Anatomy(self._whole, self._inputs, self._batches)
 
     def draft(self) -> Draft:
         """The base as a draft: each weight a recipe that is a copy."""
@@ -139,7 +140,7 @@ class StoredBase:
         """The parts of blocks, seen with random weights: only one block of each make is in memory."""
         inputs = probe_inputs(self.model)
         self._open.enter_context(pretending(self.skeleton))
-        return Anatomy(Stack.find(self.model, inputs, self.container), inputs)
+        return Anatomy(Stack.find(self.model, inputs, self.container), inputs, None)
 
     def close(self) -> None:
         """Take the random weights out again."""
@@ -147,12 +148,12 @@ class StoredBase:
 
     def fingerprint(self) -> str:
         """A hash that is another for another model: of names, shapes, and pieces of every tensor."""
-        return stored_fingerprint(self.skeleton)
+        return stored_fingerprint(self.skeleton.checkpoint)
 
 
-def stored_fingerprint(skeleton: Skeleton) -> str:
+def stored_fingerprint(checkpoint: Checkpoint) -> str:
     """The fingerprint of a checkpoint: three pieces of each tensor are read, not all of it."""
-    entries = sorted(skeleton.checkpoint.entries.values(), key=lambda e: (e.file, e.start))
+    entries = sorted(checkpoint.entries.values(), key=lambda e: (e.file, e.start))
     found = []
     files: dict[Path, Any] = {}
     with ExitStack() as opened:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import NeedsModel, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,19 +127,11 @@ class Draft:
         return 1 + max((number for block in self.blocks for number in block.tied.values()), default=-1)
 
 
-class OtherForm(UserError):
-    """A step needs a weight that the files hold in another form: joined, split, or under another name."""
-
-    def __init__(self, name: str) -> None:
-        """The name of the weight in the model."""
-        super().__init__(f"the file holds {name} in another form; load the model and reshape it in memory")
-
-
 class Weights(dict[str, "Tensor"]):
     """A block's tensors by name."""
 
     def __missing__(self, name: str) -> Tensor:
-        raise OtherForm(name)
+        raise NeedsModel(f"{name}, which is stored in another form,")
 
 
 def changed(block: Block, weights: Mapping[str, Tensor]) -> Block:

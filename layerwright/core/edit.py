@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from layerwright.core.base import LiveBase, StoredBase
-from layerwright.core.draft import Draft, OtherForm
-from layerwright.core.errors import UserError
+from layerwright.core.draft import Draft
+from layerwright.core.errors import NeedsModel, UserError
 from layerwright.core.frame import config_of, fill, frame_of_config, frame_of_modules, put_back
 from layerwright.core.inputs import Inputs
 from layerwright.core.load import check_keys, first_line, quietly
@@ -44,13 +44,14 @@ class Edit:
     sha256: str
 
 
-def apply(stack: Stack, plan: Plan, inputs: Inputs) -> tuple[nn.Module, Edit]:
+def apply(stack: Stack, plan: Plan, inputs: Inputs, batches: Sequence[Inputs] = ()) -> tuple[nn.Module, Edit]:
     """The model that a plan makes of another, in memory.
 
     Args:
         stack: the base and its tower.
         plan: what to do.
         inputs: a batch, on a small piece of which the parts of blocks are found.
+        batches: data, for steps that fit something.
 
     Returns:
         A new model, the base being as it was, and where it comes from.
@@ -58,7 +59,7 @@ def apply(stack: Stack, plan: Plan, inputs: Inputs) -> tuple[nn.Module, Edit]:
     Raises:
         UserError: the plan is for another base or cannot be done on this one, or no configuration describes the result.
     """
-    base = LiveBase(stack, inputs)
+    base = LiveBase(stack, inputs, batches)
     sha256 = base.fingerprint()
     check_base(plan, sha256)
     draft = done(plan, base.draft())
@@ -136,7 +137,7 @@ def done(plan: Plan, draft: Draft) -> Draft:
     for number, step in enumerate(plan.steps):
         try:
             draft = apply_step(draft, step)
-        except OtherForm:
+        except NeedsModel:
             raise
         except UserError as error:
             raise UserError(f"{error} (step {number + 1} of the plan)") from None

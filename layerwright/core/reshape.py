@@ -8,21 +8,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from layerwright import __version__
 from layerwright.core.beside_weights import copy_others, write_card, write_record
-from layerwright.core.data import Data, load_data
-from layerwright.core.draft import OtherForm
+from layerwright.core.data import load_data
 from layerwright.core.edit import Edit, apply, apply_stored
-from layerwright.core.errors import UserError
-from layerwright.core.inputs import Inputs, rows, short
-from layerwright.core.load import first_line, load_model, locate, quietly
+from layerwright.core.errors import NeedsModel, UserError
+from layerwright.core.inputs import Inputs, batch_size, rows, short
+from layerwright.core.load import load_model, locate, quietly
 from layerwright.core.memory import available_memory
 from layerwright.core.plan import Plan
 from layerwright.core.probe import probe_inputs
 from layerwright.core.progress import Progress
+from layerwright.core.rungs.answers import read_answer
 from layerwright.core.rungs.ladder import Ladder
+from layerwright.core.side_by_side import can_stand_side_by_side, side_by_side
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.staging import check_free, staged
@@ -109,16 +110,15 @@ def reshape_live(model: nn.Module, wish: Wish, base: str) -> tuple[nn.Module, Re
     """
     if wish.out is not None:
         check_free(wish.out)
-    given = _data(wish, model, wish.tokenizer)
-    inputs = _few(given, model)
-    stack = Stack.find(model, inputs, wish.blocks)
-    new, edit = apply(stack, wish.plan, inputs)
+    given = Material.of(wish, model, wish.tokenizer)
+    stack = Stack.find(model, given.inputs, wish.blocks)
+    new, edit = apply(stack, wish.plan, given.inputs, given.fit)
     if wish.out is None:
-        ladder = _climb(wish, edit, stack, new, inputs, given, None)
+        ladder = _climb(wish, edit, stack, new, given, None)
         return new, Reshaped(edit, ladder, base)
     with staged(wish.out) as stage:
         save(new, stage.folder, wish.tokenizer)
-        ladder = _climb(wish, edit, stack, new, inputs, given, stage.folder)
+        ladder = _climb(wish, edit, stack, new, given, stage.folder)
         result = Reshaped(edit, ladder, base)
         return new, replace(result, folder=_released(stage, result))
 
@@ -137,8 +137,8 @@ def reshape_stored(source: str | Path, wish: Wish, *, trust_remote_code: bool = 
         try:
             skeleton, _, _ = Skeleton.load(source, trust_remote_code=trust_remote_code)
             edit = apply_stored(skeleton, wish.plan, stage.folder, blocks=wish.blocks, progress=wish.progress)
-        except OtherForm as error:
-            wish.say(f"{first_line(error)}: loading it")
+        except NeedsModel as error:
+            wish.say(f"{error}: loading it")
             edit = _through_memory(source, wish, stage.folder)
         copy_others(folder, stage.folder)
         ladder = _check_saved(source, wish, edit, stage.folder)
@@ -171,9 +171,9 @@ def _released(stage: Any, result: Reshaped) -> Path:
 
 
 def _through_memory(source: str | Path, wish: Wish, folder: Path) -> Edit:
-    model, _, _ = load_model(source)
-    inputs = _few(None, model)
-    new, edit = apply(Stack.find(model, inputs, wish.blocks), wish.plan, inputs)
+    model, tokenizer, _ = load_model(source)
+    given = Material.of(wish, model, tokenizer)
+    new, edit = apply(Stack.find(model, given.inputs, wish.blocks), wish.plan, given.inputs, given.fit)
     save(new, folder)
     return edit
 
@@ -188,35 +188,65 @@ def _check_saved(source: str | Path, wish: Wish, edit: Edit, folder: Path) -> La
         return None
     base, tokenizer, _ = load_model(source)
     new, _, _ = load_model(folder)
-    given = _data(wish, base, tokenizer)
-    inputs = _few(given, base)
-    return _climb(wish, edit, Stack.find(base, inputs, wish.blocks), new, inputs, given, folder)
+    given = Material.of(wish, base, tokenizer)
+    return _climb(wish, edit, Stack.find(base, given.inputs, wish.blocks), new, given, folder)
 
 
 # The ladder
 
 
-def _climb(
-    wish: Wish, edit: Edit, stack: Stack, new: nn.Module, inputs: Inputs, given: Data | None, folder: Path | None
-) -> Ladder | None:
+@dataclass(frozen=True)
+class Material:
+    """Data of a reshaping.
+
+    Attributes:
+        inputs: a small batch, on which models are compared.
+        fit: batches for steps that fit something.
+        documents: batches on which the loss is measured; never what was fitted on.
+        prefix: leading tokens of each document that do not count.
+    """
+
+    inputs: Inputs
+    fit: Sequence[Inputs] = ()
+    documents: Sequence[Inputs] = ()
+    prefix: int = 0
+
+    @classmethod
+    def of(cls, wish: Wish, model: nn.Module, tokenizer: Any) -> Material:
+        """What the user gave, or a little text where the model reads text, or random inputs."""
+        if wish.data is None and tokenizer is None:
+            return cls(probe_inputs(model))
+        tokens = _FEW_TOKENS if wish.data is None else wish.max_tokens
+        given = load_data(wish.data, model, tokenizer, length=wish.length, max_tokens=tokens)
+        few = short(rows(given.batches[0], slice(0, _ROWS)), _TOKENS)
+        fits = any("heal" in step for step in wish.plan.steps)
+        fit = [rows(batch, slice(0, None, 2)) for batch in given.batches] if fits else []
+        measured = [rows(batch, slice(1, None, 2)) for batch in given.batches] if fits else given.batches
+        known = [batch for batch in measured if batch_size(batch) and {"input_ids", "labels"} & batch.keys()]
+        documents = known if wish.data is not None else []  # without labels there is no loss
+        return cls(few, fit, documents, given.prefix)
+
+
+def _climb(wish: Wish, edit: Edit, stack: Stack, new: nn.Module, given: Material, folder: Path | None) -> Ladder | None:
     if wish.until == "none":
         return None
     plain = hasattr(new, "save_pretrained")
     case = Case(
         stack.model,
         new,
-        inputs,
+        given.inputs,
         blocks=wish.blocks,
         order=edit.order,
         copies=_only_order(edit.plan, stack.depth),
         provenance=edit.provenance if plain else None,
-        steps=_measured(stack, edit.plan, inputs, wish.blocks),
+        expected=_expected(stack, edit.plan),
+        steps=_measured(stack, edit.plan, given, wish.blocks),
         requirements=edit.plan.verify,
         folder=folder,
         save=None if folder is not None or not plain else lambda place: save(new, place),
-        documents=() if given is None or wish.data is None else given.batches,
-        prefix=0 if given is None else given.prefix,
-        control=_control(stack, edit, inputs),
+        documents=given.documents,
+        prefix=given.prefix,
+        control=_control(stack, edit, given.inputs),
         seed=wish.seed,
     )
     return verify(case, until=wish.until, progress=wish.progress)
@@ -230,17 +260,28 @@ def _only_order(plan: Plan, depth: int) -> bool:
     return True
 
 
-def _measured(stack: Stack, plan: Plan, inputs: Inputs, blocks: str | None) -> Sequence[Preserved]:
+def _expected(stack: Stack, plan: Plan) -> Callable[[Inputs], Tensor] | None:
+    """What joined blocks must answer: that of the base's blocks side by side."""
+    *before, last = plan.steps or ({},)
+    if "parallel" not in last or not _only_order(Plan(tuple(before)), stack.depth) or not can_stand_side_by_side(stack):
+        return None
+    order = Plan(tuple(before)).order(stack.depth)
+    given = last["parallel"]
+    size = given.get("groups", 2) if isinstance(given, dict) else given
+    return lambda inputs: read_answer(side_by_side(stack, inputs, order, size))
+
+
+def _measured(stack: Stack, plan: Plan, given: Material, blocks: str | None) -> Sequence[Preserved]:
     """What each step did to the function, where a step changes weights: the plan is done step by step."""
     if _only_order(plan, stack.depth) and "exact" not in plan.verify:
         return ()
     found, before, at = [], stack.model, stack
     for step in plan.steps:
         ((name, _),) = step.items()
-        after, _ = apply(at, Plan((step,)), inputs)
-        found.append(preserved(before, after, inputs, step=name, declared=STEPS[name].preserving))
+        after, _ = apply(at, Plan((step,)), given.inputs, given.fit)
+        found.append(preserved(before, after, given.inputs, step=name, declared=STEPS[name].preserving))
         if len(found) < len(plan.steps):
-            before, at = after, Stack.find(after, inputs, blocks)
+            before, at = after, Stack.find(after, given.inputs, blocks)
     return found
 
 
@@ -255,15 +296,3 @@ def _control(stack: Stack, edit: Edit, inputs: Inputs) -> Callable[[int], nn.Mod
         return apply(stack, Plan(({"keep": kept},)), inputs)[0]
 
     return make
-
-
-def _data(wish: Wish, model: nn.Module, tokenizer: Any) -> Data | None:
-    """What the user gave, or a little text where the model reads text."""
-    if wish.data is not None:
-        return load_data(wish.data, model, tokenizer, length=wish.length, max_tokens=wish.max_tokens)
-    return load_data(None, model, tokenizer, max_tokens=_FEW_TOKENS) if tokenizer is not None else None
-
-
-def _few(given: Data | None, model: nn.Module) -> Inputs:
-    """A small batch."""
-    return probe_inputs(model) if given is None else short(rows(given.batches[0], slice(0, _ROWS)), _TOKENS)

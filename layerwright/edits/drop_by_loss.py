@@ -69,7 +69,7 @@ def drop_by_loss(paths: Paths, seed: int, keep: Keep, *, blocks: int = 1, search
     """
     count = fewer_than(blocks, paths.depth)
     one_of(search, "search", SEARCHES)
-    if not (loss := paths.mean(paths.loss(paths.whole))).isfinite():
+    if not (loss := paths.mean(paths.losses([paths.whole], "unchanged model")[0])).isfinite():
         raise UserError(f"the unchanged model's own loss is {loss.item()}; look for NaN with `lw survey`")
     breadth = 1 if search == "greedy" else whole(width, "width")
     if search == "exhaustive" or (search == "auto" and comb(paths.depth, count) <= _ALL):

@@ -44,8 +44,8 @@ def recursive(
         a plan with one `recurse` step.
 
     Raises:
-        UserError: K is no divisor of L below it, the rank is negative or as large as the matrices, or the blocks have
-            matrices of different shapes.
+        UserError: K is no divisor of L below it, corrections of this rank take more than sharing saves, or the blocks
+            have matrices of different shapes or run several times already.
 
     Example:
         >>> recursive(130, 120, 6, [[(4, 5)]] * 6, unique=2).steps
@@ -56,6 +56,8 @@ def recursive(
     chosen, corrections = _unique(unique, depth), whole(rank, "rank", 0)
     start = ("average" if corrections else "stepwise") if init is None else init
     one_of(start, "init", ("average", "stepwise", "lower"))
+    if len(matrices) < depth:
+        raise UserError(f"the tower runs {len(matrices)} blocks {depth} times: it is recursive already")
     if other := next((k for k, shapes in enumerate(matrices) if list(shapes) != list(matrices[0])), None):
         raise UserError(f"blocks 0 and {other} have matrices of different shapes; expected blocks of one make to share")
     step = {"unique": chosen, "init": start, "rank": corrections}

@@ -59,7 +59,8 @@ def search_paths(
         length_cost: λ.
         skip: most neighbouring entries skipped by a move.
         repeat: most neighbouring entries repeated by a move.
-        shorter: a search ends at a path that many blocks shorter with no less reward; 0 to go on to the end.
+        shorter: a search ends at a path that many blocks shorter with no less reward, or at the first reward where the
+            whole path has none; 0 to go on to the end.
 
     Returns:
         a plan with one `order` step.
@@ -91,7 +92,7 @@ class Search:
     Attributes:
         path: the one with the highest mean reward over the searched samples.
         table: by sample and kind (`full`, `found`, `random`): path, length, reward, right, paths tried.
-        shared: by kind, one path for all: length, and how many were right among the searched and the held-out samples.
+        shared: by kind, one path for all: length, and how many of the held-out samples it is right for.
         reward: what was rewarded.
         depth: L.
     """
@@ -145,13 +146,9 @@ def search(paths: Paths, samples: int, settings: dict[str, Any], seed: int, jobs
         UserError: fewer than two sequences, or no labels where they are rewarded.
     """
     chosen = _evenly(paths.batches, samples)
-    if settings["reward"] == "gold" and not paths.labelled:
-        raise UserError(
-            "the data holds no labels, and the reward `gold` is for right answers; give data with labels, or ask for "
-            "the reward `agreement` or `confidence`"
-        )
     searched, held_out = chosen[::2], chosen[1::2]
     task = Task(paths.stack, searched, paths.prefix, settings)
+    _check_labels(task)
     packets = run_jobs(
         search_sample, [str(k) for k in range(len(searched))], task, engine=jobs, seed=seed,
         progress=lambda done, total: paths.progress("samples", done, total),
@@ -162,8 +159,18 @@ def search(paths: Paths, samples: int, settings: dict[str, Any], seed: int, jobs
     return Search(path, _by_sample(per_sample), shared, settings["reward"], paths.depth)
 
 
+def _check_labels(task: Task) -> None:
+    """Before any work is done."""
+    with Paths(task.stack, task.samples[:1], prefix=task.prefix) as one:
+        if task.settings["reward"] == "gold" and not one.labelled:
+            raise UserError(
+                "the data holds no labels, and the reward `gold` is for right answers; give data with labels, or ask "
+                "for the reward `agreement` or `confidence`"
+            )
+
+
 def search_sample(key: str, seed: int, task: Task) -> Packet:
-    """The job: search a path for one sample, then try as many random ones."""
+    """The job: search a path for one sample, then try random ones under the same budget."""
     settings = task.settings
     with Paths(task.stack, [task.samples[int(key)]], prefix=task.prefix) as paths:
         full = paths.answers(paths.whole, settings["answer"])
@@ -172,15 +179,8 @@ def search_sample(key: str, seed: int, task: Task) -> Packet:
             return float(rewards(paths.answers(path, settings["answer"]), full, settings["reward"])[0])
 
         moves, budget = settings["moves"], settings["budget"]
-        found = search_tree(
-            paths.whole,
-            reward,
-            moves,
-            budget,
-            explore=settings["explore"],
-            length_cost=settings["length_cost"],
-            seed=seed,
-        )
+        how = {name: settings[name] for name in ("explore", "length_cost")}
+        found = search_tree(paths.whole, reward, moves, budget, **how, seed=seed)
         null = random_paths(paths.whole, reward, moves, budget, seed + 1)
         kinds = {"full": Found({paths.whole: found.rewards[paths.whole]}), "found": found, "random": null}
         data = {kind: _told(paths, f, full, settings["answer"]) for kind, f in kinds.items()}

@@ -183,8 +183,8 @@ def _documents(source: Any, model: nn.Module, tokenizer: Any, length: int, token
     if demo:
         held_out = list(text.demo_documents())
         new = (document for document in chosen if document not in held_out)
-        of = (_sequences(documents, tokenizer, length, name) for documents in (held_out, new))
-        return _Documents(name, *of, notes)
+        groups = _sequences(new, tokenizer, length, name)
+        return _Documents(name, _sequences(held_out, tokenizer, length, name), groups, notes)
     return _Documents(name, islice(groups, _held_out(len(chosen))), groups, notes)
 
 

@@ -332,3 +332,57 @@ def test_quantized_weights_are_refused() -> None:
     stack.model.hf_quantizer = object()
     with pytest.raises(UserError, match="quantized"):
         apply(stack, Plan(({"drop": [1]},)), inputs)
+
+
+# Fitted blocks
+
+
+def test_a_fitted_block_is_the_least_squares_solution() -> None:
+    stack, inputs = prepared("llama")
+    batch = {"input_ids": torch.randint(0, 40, (16, 12), generator=torch.Generator().manual_seed(5))}
+    model, edit = apply(stack, Plan(({"heal": {"blocks": "0:2"}},)), inputs, [batch])
+    assert edit.order == (0, 2)
+    block, replay = stack.blocks[0], Replay(stack, batch)
+    read: list[Tensor] = []
+    handle = block.mlp.down_proj.register_forward_pre_hook(lambda m, args: read.append(args[0].double().flatten(0, 1)))
+    with torch.no_grad():
+        whole = replay.block(0, replay.states[0]).double().flatten(0, 1)
+        handle.remove()
+        own = block.mlp.down_proj.weight.double()
+        target = replay.states[2].double().flatten(0, 1) - (whole - read[0] @ own.T)
+        ridge = 1e-4 * read[0].square().sum(0).mean() * torch.eye(own.shape[1], dtype=torch.double)
+        z = torch.cat([read[0], ridge.sqrt()])
+        wanted = torch.linalg.lstsq(z, torch.cat([target, ridge.sqrt() @ own.T])).solution.T
+    assert torch.allclose(model.model.layers[0].mlp.down_proj.weight.double(), wanted, atol=1e-4)
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight, block.mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox", "opt"])
+def test_a_fitted_block_is_nearer_to_the_stretch_than_a_block_that_only_stays(name: str) -> None:
+    stack, inputs = prepared(name)
+    batch = {"input_ids": torch.randint(0, 40, (32, 12), generator=torch.Generator().manual_seed(5))}
+    wanted = answer(stack.model, batch)
+    healed, _ = apply(stack, Plan(({"heal": {"blocks": "1:3", "by": 1}},)), inputs, [batch])
+    dropped, _ = apply(stack, Plan(({"drop": [2]},)), inputs)
+    errors = [float((answer(model, batch) - wanted).square().mean()) for model in (healed, dropped)]
+    assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize(
+    "steps, words",
+    [
+        (({"heal": {"blocks": [1]}},), "at least two blocks"),
+        (({"heal": {"blocks": "0:2", "by": 2}},), "a block of the stretch 0 to 1"),
+        (({"stack": 2}, {"heal": {"blocks": "2:4"}}), "heal before other steps"),
+    ],
+)
+def test_stretches_that_cannot_be_healed(steps: Any, words: str) -> None:
+    stack, inputs = prepared("llama")
+    with pytest.raises(UserError, match=words):
+        apply(stack, Plan(steps), inputs, [inputs])
+
+
+def test_a_fit_needs_data() -> None:
+    stack, inputs = prepared("llama")
+    with pytest.raises(UserError, match="no data to fit on"):
+        apply(stack, Plan(({"heal": {"blocks": "0:2"}},)), inputs)

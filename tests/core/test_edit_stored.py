@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from layerwright.core import tensor_writer
 from layerwright.core.checksums import write_manifest
-from layerwright.core.draft import OtherForm
 from layerwright.core.edit import apply, apply_stored
-from layerwright.core.errors import UserError
+from layerwright.core.errors import NeedsModel, UserError
 from layerwright.core.load import load_model, quietly
 from layerwright.core.plan import Plan
 from layerwright.core.shards import Checkpoint
@@ -71,7 +70,7 @@ def test_the_folder_holds_what_memory_would(name: str, kind: str, tmp_path: Path
         return
     wanted, _ = apply(stack, plan, inputs)
     if (name, kind) in LOADED:
-        with pytest.raises(OtherForm, match="load the model"):
+        with pytest.raises(NeedsModel, match="needs the loaded model"):
             write(base, plan, tmp_path / "new", stack.tower.path)
         return
     write(base, plan, tmp_path / "new", stack.tower.path)

@@ -68,8 +68,9 @@ def test_a_path_is_a_full_forward_with_the_blocks_in_that_order(name: str) -> No
         torch.testing.assert_close(last(model, inputs, path), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_in_a_plain_tower_bit_for_bit() -> None:
-    model, inputs = llama().double(), {"input_ids": token_ids()}
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_in_a_plain_tower_bit_for_bit(dtype: torch.dtype) -> None:
+    model, inputs = llama().to(dtype), {"input_ids": token_ids()}
     for path in ORDERS:
         assert torch.equal(last(model, inputs, path), outputs(rearranged(model, path), inputs))
 

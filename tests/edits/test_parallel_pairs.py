@@ -9,6 +9,7 @@ from naive import blocks_of, first, stream
 from torch import Tensor, nn
 from zoo import ZOO, gpt2, llama, token_ids, vectors
 
+from layerwright.core.edit import apply
 from layerwright.core.errors import UserError
 from layerwright.core.paths import Paths
 from layerwright.core.plan import Plan
@@ -124,6 +125,32 @@ def test_pairs_are_the_most_and_of_those_the_cheapest() -> None:
             apart = [s for s in sets if all(b - a > 1 for a, b in pairwise(s))]
             best = max(apart, key=lambda s: (len(s), -sum(errors[k] for k in s)))
             assert disjoint(errors, most) == list(best)
+
+
+def test_what_is_measured_is_what_the_plan_makes() -> None:
+    """The stream after the first of two wide blocks is the one measured for the first pair."""
+    model, inputs = llama(num_hidden_layers=4), {"input_ids": token_ids()}
+    stack = Stack.find(model, inputs)
+    plan, _ = planned(model, inputs, share=10.0)
+    with Paths(stack, [inputs]) as paths:
+        expected = side_by_side(paths.runs[0], 0, paths.runs[0].bottom)
+    wide, _ = apply(stack, plan, inputs)
+    with Paths(Stack.find(wide, inputs), [inputs]) as paths:
+        assert paths.depth == 2
+        torch.testing.assert_close(paths.states((0,), 0)[1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_plan_with_a_silent_block_changes_no_more_than_its_pairs() -> None:
+    """Blocks 0 and 1 stand alone, 2 and 3 side by side: the rest of the stream is as it was."""
+    model, inputs = llama(num_hidden_layers=4), {"input_ids": token_ids()}
+    stack = Stack.find(model, inputs)
+    wide, _ = apply(stack, Plan(({"insert": {"after": [0, 1]}}, {"parallel": {"groups": 2}})), inputs)
+    with Paths(stack, [inputs]) as paths:
+        states = paths.states(paths.whole, 0)
+        expected = [*states[:3], side_by_side(paths.runs[0], 2, states[2])]
+    with Paths(Stack.find(wide, inputs), [inputs]) as paths:
+        for found, state in zip(paths.states(paths.whole, 0), expected, strict=True):
+            torch.testing.assert_close(found, state, rtol=1e-5, atol=1e-5)
 
 
 def test_where_no_pair_will_do_the_least_is_named() -> None:

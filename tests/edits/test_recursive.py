@@ -62,5 +62,7 @@ def test_bad_input(options: dict, words: str) -> None:
 def test_blocks_that_cannot_share() -> None:
     with pytest.raises(UserError, match="blocks 0 and 1 have matrices of different shapes"):
         recursive(8000, 7800, 2, [[(20, 30)], [(20, 40)]])
+    with pytest.raises(UserError, match="recursive already"):
+        recursive(8000, 7800, 6, SHAPES[:2])
     with pytest.raises(UserError, match="nothing to share"):
         recursive(8000, 7800, 1, SHAPES[:1])

@@ -48,9 +48,8 @@ def test_rungs_that_were_not_run_are_counted() -> None:
 
 
 def test_long_findings_are_broken_within_80_columns() -> None:
-    long = Rung(
-        4, "reload", "failed", "9 weights are missing: " + "model.layers.2.mlp.up_proj.weight, " * 6, "error 0", {}
-    )
+    names = "model.layers.2.mlp.up_proj.weight, " * 6
+    long = Rung(4, "reload", "failed", f"9 weights are missing: {names}", "error 0", {})
     out = shown(PASSED, long)
     assert max(map(len, out.splitlines())) <= 80
     assert out.count("up_proj") == 12  # in the table and at the end

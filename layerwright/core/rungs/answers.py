@@ -155,7 +155,7 @@ def largest(x: Tensor, y: Tensor) -> float:
         inf
     """
     same = (x == y) | (x.isnan() & y.isnan())
-    delta = (x - y).abs().masked_fill(same, 0.0).nan_to_num(torch.inf)
+    delta = (x - y).abs().masked_fill(same, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
     return float(delta.max()) if delta.numel() else 0.0
 
 

@@ -227,11 +227,11 @@ def _at(read: Read, tokens: slice) -> Read:
 def _text(stack: Stack, inputs: Inputs) -> _Text | str:
     """The rows of a batch as text of one length, or why they are none."""
     if not isinstance(inputs, Mapping):
-        return "the batch has no input_ids"
+        return "the batch holds no tokens"
     name = "decoder_input_ids" if "decoder_input_ids" in inputs else "input_ids"
     ids = inputs.get(name)
     if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.is_floating_point():
-        return "the batch has no input_ids"
+        return "the batch holds no tokens"
     mask = real_tokens(inputs, ids.unsqueeze(-1), mask_name(inputs))
     length = min(int(mask.sum(1).min()), _LONGEST)
     if length < 2:

@@ -34,7 +34,9 @@ def structure(case: Case) -> Outcome:
         "base_parameters": sum(p.numel() for p in case.before.parameters()),
     }
     what = "each weight a copy of its source" if _comparable(case) else "weights finite"
-    return Outcome(PASSED, f"{case.base.depth} blocks became {case.new.depth}, all run; {what}", _LIMIT, numbers)
+    old, new = case.base.depth, case.new.depth
+    blocks = f"{old} blocks became {new}" if old != new else f"{new} blocks"
+    return Outcome(PASSED, f"{blocks}, all run; {what}", _LIMIT, numbers)
 
 
 # Weights

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from layerwright.core.draft import Block, Draft, OtherForm, Weights
-from layerwright.core.errors import UserError
+from layerwright.core.draft import Block, Draft, Weights
+from layerwright.core.errors import NeedsModel, UserError
 from layerwright.core.recipe import noted
 from layerwright.core.steps.choice import one_of, whole
 from layerwright.core.steps.step import step
@@ -35,7 +35,7 @@ def recurse(draft: Draft, unique: int, init: str = "average", rank: int = 0, sha
     if one_of(share, "share", ("copy", "weights")) == "weights" and rank:
         raise UserError("got share: weights and a rank above 0; expected rank: 0, as corrections differ with the depth")
     if rank and not draft.as_is:  # a rank of two matrices in one is not that of each
-        raise OtherForm("some matrices")
+        raise NeedsModel("the rank of matrices that are stored joined or split")
     first = draft.fresh()
     names = _matrices(draft)
     shared = [{name: _start(draft, k, unique, init, name) for name in names} for k in range(unique)]

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from layerwright.core.draft import Draft, OtherForm
-from layerwright.core.errors import UserError
+from layerwright.core.draft import Draft
+from layerwright.core.errors import NeedsModel, UserError
 from layerwright.core.registry import nearest
 
 Function = Callable[..., Draft]
@@ -90,7 +90,7 @@ def apply_step(draft: Draft, given: Mapping[str, Any]) -> Draft:
     ((name, _),) = given.items()
     try:
         return STEPS[name].function(draft, **_options(given))
-    except OtherForm:
+    except NeedsModel:
         raise
     except UserError as error:
         raise UserError(f"step {name}: {error}") from None

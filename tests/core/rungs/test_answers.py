@@ -36,6 +36,15 @@ def test_tokens_in_small_portions_give_the_same(monkeypatch: pytest.MonkeyPatch)
     assert apart(before, after, {}) == pytest.approx(whole, rel=1e-12)
 
 
+def test_classes_that_are_ruled_out_in_both_do_not_differ() -> None:
+    before, after = torch.tensor([[[0.0, 1.0, -torch.inf]]]), torch.tensor([[[0.0, 1.5, -torch.inf]]])
+    found = apart(before, after, {})
+    assert (found.error, found.scale, found.top1) == (0.5, 1.0, 1.0)
+    assert found.kl < 1.0
+    after[0, 0, 2] = 0.0
+    assert apart(before, after, {}).error == torch.inf
+
+
 def test_padding_does_not_count() -> None:
     before, after = torch.zeros(1, 3, 2), torch.zeros(1, 3, 2)
     after[0, 2] = 5.0

@@ -20,7 +20,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
 
     def seconds(model: Any, work: Any) -> tuple[float, Any]:
         turns.append(model)
-        return float(len(model.model.layers)), work()
+        slow = 100.0 if len(turns) <= 4 else 1.0  # the first round, until everything is in its place
+        return slow * len(model.model.layers), work()
 
     monkeypatch.setattr(module, "_seconds", seconds)
     return turns
