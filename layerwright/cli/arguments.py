@@ -33,14 +33,19 @@ def data_of(model: str, *sources: str | None) -> str | None:
     return given[0] if given else "demo" if model == "demo" else None
 
 
-def options_of(settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`NAME.OPTION=VALUE` as `{name: {option: value}}`, values read as YAML scalars."""
+def options_of(settings: Sequence[str], of: str | None = None) -> dict[str, dict[str, Any]]:
+    """`NAME.OPTION=VALUE` as `{name: {option: value}}`, values read as YAML scalars.
+
+    Args:
+        settings: as they were given.
+        of: whose option `OPTION=VALUE` without a name is.
+    """
     import yaml
 
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        name, dot, option = key.partition(".")
+        name, dot, option = key.partition(".") if "." in key or of is None else (of, ".", key)
         if not (equals and dot and name and option):
             raise UserError(f"got --set {setting}; expected NAME.OPTION=VALUE, as in angular_distance.gap=2")
         try:

@@ -69,7 +69,7 @@ def reshape(
         chosen = Plan.load(plan)
     else:
         assert plan_with is not None
-        chosen = verbs.propose(model, plan_with, data, options=options_of(options or []), **common)
+        chosen = verbs.propose(model, plan_with, data, options=options_of(options or [], plan_with), **common)
     if dry_run:
         print(json.dumps(chosen.to_dict()) if as_json else chosen.to_yaml(), end="\n" if as_json else "")
         return

@@ -83,7 +83,7 @@ class Draft:
             UserError: there is no base.
         """
         if self._base is None:
-            raise UserError("the plan changes weights, so that its order of blocks does not say what the model will be")
+            raise UserError("the plan changes weights of a model, and there is none")
         return self._base.anatomy
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,8 +222,7 @@ class Material:
         fits = any("heal" in step for step in wish.plan.steps)
         fit = [rows(batch, slice(0, None, 2)) for batch in given.batches] if fits else []
         measured = [rows(batch, slice(1, None, 2)) for batch in given.batches] if fits else given.batches
-        known = [batch for batch in measured if batch_size(batch) and {"input_ids", "labels"} & batch.keys()]
-        documents = known if wish.data is not None else []  # without labels there is no loss
+        documents = [batch for batch in measured if batch_size(batch)] if wish.data is not None else []
         return cls(few, fit, documents, given.prefix)
 
 
@@ -244,7 +243,7 @@ def _climb(wish: Wish, edit: Edit, stack: Stack, new: nn.Module, given: Material
         requirements=edit.plan.verify,
         folder=folder,
         save=None if folder is not None or not plain else lambda place: save(new, place),
-        documents=given.documents,
+        documents=[batch for batch in given.documents if _has_loss(stack, batch)],
         prefix=given.prefix,
         control=_control(stack, edit, given.inputs),
         seed=wish.seed,
@@ -258,6 +257,11 @@ def _only_order(plan: Plan, depth: int) -> bool:
     except UserError:
         return False
     return True
+
+
+def _has_loss(stack: Stack, batch: Inputs) -> bool:
+    """Whether there is something to predict: labels, or the next token of a causal model."""
+    return (isinstance(batch, Mapping) and "labels" in batch) or (stack.causal and stack.head == "token")
 
 
 def _expected(stack: Stack, plan: Plan) -> Callable[[Inputs], Tensor] | None:

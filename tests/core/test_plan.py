@@ -108,6 +108,7 @@ def test_what_is_more_than_an_order_is_refused(text: str, words: str) -> None:
         ({"loop": {"blocks": [0], "share": "both"}}, "copy or weights"),
         ({"stack": 1}, "at least 2"),
         ({"insert": {"after": [0]}}, "changes weights"),
+        ({"recurse": {"unique": 1}}, "changes weights"),
     ],
 )
 def test_steps_that_do_not_fit(step: dict[str, Any], words: str) -> None:

@@ -10,7 +10,7 @@ from layerwright.core.steps.choice import blocks_of, once, one_of, stretch, whol
 from layerwright.core.steps.step import step
 
 
-@step(preserving="none")
+@step(preserving="none", chooses=True)
 def drop(draft: Draft, blocks: Any) -> Draft:
     """Leave blocks out.
 
@@ -22,7 +22,7 @@ def drop(draft: Draft, blocks: Any) -> Draft:
     return draft.pick(k for k in range(draft.depth) if k not in left_out)
 
 
-@step(preserving="none")
+@step(preserving="none", chooses=True)
 def keep(draft: Draft, blocks: Any) -> Draft:
     """Leave all other blocks out.
 
@@ -36,7 +36,7 @@ def keep(draft: Draft, blocks: Any) -> Draft:
     return draft.pick(places)
 
 
-@step(preserving="none")
+@step(preserving="none", chooses=True)
 def order(draft: Draft, blocks: Any) -> Draft:
     """Run these blocks in this order; a block may come several times, and is copied then.
 
@@ -47,7 +47,7 @@ def order(draft: Draft, blocks: Any) -> Draft:
     return draft.pick(blocks_of(blocks, draft.depth))
 
 
-@step(preserving="none")
+@step(preserving="none", chooses=True)
 def loop(draft: Draft, blocks: Any, times: int = 2, share: str = "copy") -> Draft:
     """Run a stretch of blocks several times, one after the other.
 
@@ -64,7 +64,7 @@ def loop(draft: Draft, blocks: Any, times: int = 2, share: str = "copy") -> Draf
     return draft.pick([*range(places.start), *list(places) * times, *range(places.stop, draft.depth)])
 
 
-@step(preserving="none")
+@step(preserving="none", chooses=True)
 def stack(draft: Draft, times: int) -> Draft:
     """Put copies of the whole tower on top of it, as growth by stacking does before training goes on.
 

@@ -24,6 +24,7 @@ class Step:
         function: from a draft and options to a draft.
         options: their names and defaults; `inspect.Parameter.empty` where one must be given.
         preserving: whether the model that comes out computes the same: `exact` but for rounding, `approximate`, `none`.
+        chooses: whether it only says which blocks run, and leaves their weights as they are.
         title: one line.
     """
 
@@ -31,13 +32,14 @@ class Step:
     function: Function
     options: Mapping[str, Any]
     preserving: str
+    chooses: bool
     title: str
 
 
 STEPS: dict[str, Step] = {}
 
 
-def step(*, preserving: str) -> Callable[[Function], Function]:
+def step(*, preserving: str, chooses: bool = False) -> Callable[[Function], Function]:
     """Register a function as a step. Its first argument is the draft, the others are options by keyword.
 
     Raises:
@@ -52,7 +54,7 @@ def step(*, preserving: str) -> Callable[[Function], Function]:
             raise ValueError(f"step {name!r} is registered twice")
         title = (inspect.getdoc(function) or "").splitlines()[0].rstrip(".")
         options = {p.name: p.default for p in list(inspect.signature(function).parameters.values())[1:]}
-        STEPS[name] = Step(name, function, options, preserving, title)
+        STEPS[name] = Step(name, function, options, preserving, chooses, title)
         return function
 
     return register
@@ -104,6 +106,9 @@ def only_order(steps: Iterable[Mapping[str, Any]], depth: int) -> tuple[int, ...
     """
     draft = Draft.bare(depth)
     for given in steps:
+        ((name, _),) = given.items()
+        if not STEPS[name].chooses:
+            raise UserError(f"step {name} changes weights: an order of blocks does not say what the model will be")
         draft = apply_step(draft, given)
     return tuple(block.source for block in draft.blocks)
 
