@@ -1,7 +1,8 @@
 # Everything happens in .venv, made on first use with the versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
-FAST := -m "not slow and not bench"
+# One process a core: tests of models this small gain nothing from threads.
+FAST := -m "not slow and not bench" -n auto --dist worksteal
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help

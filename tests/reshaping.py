@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from zoo import ZOO
 
@@ -23,6 +24,22 @@ def prepared(name: str) -> tuple[Stack, Any]:
             if p.ndim == 1:
                 p.add_(0.3 * torch.randn(p.shape, generator=generator))
     return Stack.find(model, inputs, expected.blocks), inputs
+
+
+def deep_llama(**options: Any) -> tuple[Stack, Any]:
+    """Four blocks with two heads to a key, whose size is an entry of its own."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=40,
+        intermediate_size=24, initializer_range=0.2, **options,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.add_(0.3 * torch.randn_like(p))
+    inputs = {"input_ids": torch.randint(0, 40, (2, 12))}
+    return Stack.find(model, inputs), inputs
 
 
 def answer(model: nn.Module, inputs: Any) -> Tensor:

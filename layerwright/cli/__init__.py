@@ -29,7 +29,7 @@ app.command()(listing.explain)
 app.command()(listing.checksum)
 
 # Flags that take all the words after them, as in `--only angular_distance logit_lens`; click knows one word a flag.
-_MANY = ("--only", "--skip", "--set")
+_MANY = ("--only", "--skip", "--set", "--tasks")
 _USAGE_ERROR = typer.BadParameter.__base__  # typer exports this subclass of click's usage errors, not the class itself
 
 

@@ -85,6 +85,7 @@ def verify(
     before: Annotated[str, typer.Argument(metavar="BEFORE", help="The base: a folder, a hub name, or `demo`.")],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="The new model.")],
     until: Until = "drift",
+    tasks: Annotated[list[str] | None, typer.Option(metavar="NAME ...", help="Tasks of lm-eval.")] = None,
     text: Text = None,
     images: Images = None,
     arrays: Arrays = None,
@@ -101,8 +102,8 @@ def verify(
     from layerwright.report import ladder
 
     found = verbs.verify(
-        before, after, data_of("", text, images, arrays), until=until, blocks=blocks, max_tokens=max_tokens,
-        length=length, device=device, dtype=dtype, seed=seed, progress=sys.stderr.isatty(),
+        before, after, data_of("", text, images, arrays), until=until, tasks=tasks or [], blocks=blocks,
+        max_tokens=max_tokens, length=length, device=device, dtype=dtype, seed=seed, progress=sys.stderr.isatty(),
     )  # fmt: skip
     if as_json:
         print(json.dumps(found.to_dict(), allow_nan=False))

@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import nn
 
+from layerwright.core import tied
 from layerwright.core.errors import UserError
 from layerwright.core.shards import Checkpoint
 
@@ -146,6 +147,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> tuple[Any, tuple[str, ...]]:
     """The class that the checkpoint was saved from, so that its head is kept; AutoModel where none is named."""
+    if (shared := tied.class_of(config)) is not None:
+        return shared, ()
     names = config.get("architectures") or ["none"]
     native = getattr(transformers, str(names[0]), None)
     if isinstance(native, type) and issubclass(native, transformers.PreTrainedModel):

@@ -41,6 +41,16 @@ _PAPERS = (
           "Effective depth, by several thresholds, does not keep up with the number of blocks."),
     Paper("1501.01571", "An Introduction to Matrix Concentration Inequalities", 2015,
           "The stable rank is a robust stand-in for the rank."),
+    Paper("2410.20672", "Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA", 2024,
+          "A few blocks that run several times, with a low-rank correction for each depth, keep most of a model."),
+    Paper("2507.07996", "Skip a Layer or Loop it? Test-Time Depth Adaptation of Pretrained LLMs", 2025,
+          "For most samples that a model gets right, a shorter path through its blocks does too."),
+    Paper("2405.15319", "Stacking Your Transformers: A Closer Look at Model Growth for Efficient LLM Pre-Training", 2024,
+          "A small model stacked on itself trains to a loss for fewer FLOPs than a large one from scratch."),
+    Paper("2309.08414", "Make Deep Networks Shallow Again", 2023,
+          "Residual blocks side by side reach the loss of the same blocks one after another."),
+    Paper("2107.11817", "Go Wider Instead of Deeper", 2021,
+          "One block shared by all depths, with experts and each depth's own norms, needs fewer parameters."),
 )  # fmt: skip
 
 BY_ID = {p.arxiv: p for p in _PAPERS}

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from reshaping import answer, close, prepared
+from reshaping import answer, close, deep_llama, prepared
 from torch import Tensor, nn
 
 from layerwright.core.base import LiveBase
@@ -221,21 +220,6 @@ def alone(stack: Stack, replay: Replay, k: int, role: str, state: Tensor) -> Ten
         return replay.block(k, state) - state
     finally:
         handle.remove()
-
-
-def deep_llama(**options: Any) -> tuple[Stack, Any]:
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=16, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=40,
-        intermediate_size=24, initializer_range=0.2, **options,
-    )  # fmt: skip
-    model = transformers.LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        for p in model.parameters():
-            if p.ndim == 1:
-                p.add_(0.3 * torch.randn_like(p))
-    inputs = {"input_ids": torch.randint(0, 40, (2, 12))}
-    return Stack.find(model, inputs), inputs
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -1,0 +1,168 @@
+"""`survey`: measure what every block of a model does."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layerwright.core.progress import bars
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from layerwright.core.survey import Survey
+
+
+def survey(
+    model: str | Path | nn.Module,
+    data: Any = None,
+    *,
+    tier: str = "standard",
+    only: Iterable[str] = (),
+    skip: Iterable[str] = (),
+    blocks: str | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    tokenizer: Any = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    max_tokens: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    stream: str = "auto",
+    jobs: str | int | None = None,
+    against: str | Path | nn.Module | None = None,
+    out: str | Path | None = None,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> Survey:
+    """Measure how a model uses its depth.
+
+    Args:
+        model: a live module, a local folder, a hub name, or `demo`. With a module that DDP or `fully_shard` wrapped,
+            every rank calls this with the same arguments: they share the data, all get the result, rank 0 saves it.
+        data: text file or folder, `.jsonl`, `.npz`, folder of images, tensors, a DataLoader, a Hugging Face dataset, or
+            None for the text that comes with the demo model.
+        tier: `quick` (one forward pass), `standard` (skips, gradients, weights) or `deep`.
+        only: measures to compute, instead of the tier's.
+        skip: measures to leave out.
+        blocks: path of the tower of blocks, where the model has several.
+        options: keyword options by measure.
+        tokenizer: for text data with a live module.
+        device: where to compute.
+        dtype: what to compute in; the model's own by default.
+        max_tokens: how much of the data to use.
+        length: tokens in a sequence.
+        seed: seeds everything random.
+        trust_remote_code: run code that comes with the model.
+        stream: take the model block by block, with one block's weights in memory: `always`, `never`, or `auto` where it
+            would not fit.
+        jobs: measure in independent jobs of a few sequences, each on one thread: `serial`, a number of local workers,
+            `auto` (one a core), `ray` or `ray://HOST:PORT`. The numbers are the same, bit for bit, wherever jobs run.
+        against: another model to survey on the same data; `result.against` is its survey, `result.comparison` both.
+        out: folder to save the result in. A survey block by block, or by jobs, that was stopped goes on from there.
+        progress: show progress bars.
+        say: called with a line that a user should read before the work is done, as the budget of a walk.
+
+    Returns:
+        the tables, findings, self-tests and notes.
+
+    Raises:
+        UserError: something given cannot be used; the message says what to do.
+    """
+    from layerwright import __version__, measures
+    from layerwright.core import engine
+    from layerwright.core.ranks import Ranks
+    from layerwright.core.registry import choose
+
+    del measures  # importing the package registers every measure
+    start = time.perf_counter()
+    chosen = choose(tier, only, skip)
+    options = _checked(options or {}, chosen)
+    leads = Ranks.of(model).leads and Ranks.of(against).leads
+    folder = Path(out) if out is not None and leads else None
+    with bars(progress and leads) as shown:
+        request = engine.Request(
+            model, data, chosen, options, blocks, tokenizer, device, dtype, max_tokens, length, seed, trust_remote_code,
+            stream, None if jobs is None else str(jobs), folder, shown, say,
+        )  # fmt: skip
+        requests = {"model": request} | ({} if against is None else {"against": request.of(against)})
+        found = engine.answers(requests)
+    settings = {
+        "tier": tier,
+        "measures": [m.name for m in chosen],
+        "options": {name: dict(o) for name, o in options.items()},
+        "seed": seed,
+        "layerwright": __version__,
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    result = _surveyed(found["model"], settings)
+    if against is not None:
+        result.against = _surveyed(found["against"], settings)
+    if folder is not None:
+        result.save(folder)
+        engine.tidy(folder)
+    return result
+
+
+def _surveyed(answer: Any, settings: Mapping[str, Any]) -> Survey:
+    """What an engine found, with findings and notes."""
+    from layerwright.core.survey import Survey
+    from layerwright.findings import find
+
+    stack, given, info, recording = answer
+    data = given.to_dict() | {"sequences": recording.sequences, "tokens": recording.tokens}
+    notes = [*given.notes, *_other_towers(stack), *recording.notes]
+    result = Survey(_about(stack, info), data, dict(settings), recording.tables, [], recording.checks, notes)
+    result.findings = find(result)
+    return result
+
+
+def _other_towers(stack: Any) -> list[str]:
+    """Say that there was a choice of towers; towers inside a block of the chosen one are its own affair."""
+    inside = tuple(path + "." for path in stack.tower.block_paths)
+    others = [
+        t for t in stack.towers
+        if t.surveyable and t is not stack.tower and not t.block_paths[0].startswith(inside)
+        and not any(path.startswith(t.block_paths[0] + ".") for path in stack.tower.block_paths)
+    ]  # fmt: skip
+    if not others:
+        return []
+    listed = ", ".join(t.describe() for t in others[:4])
+    return [f"surveyed {stack.tower.describe()}; other towers: {listed}; choose with --blocks PATH"]
+
+
+def _about(stack: Any, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What the report says of the model."""
+    parameter = next(stack.model.parameters(), None)
+    good = [t for t in stack.towers if t.surveyable]
+    return dict(info) | {
+        "class": type(stack.model).__name__,
+        "blocks": stack.tower.path,
+        "block_class": stack.tower.block_class,
+        "depth": stack.depth,
+        "unique_depth": len(stack.blocks),
+        "width": stack.width,
+        "parameters": sum(p.numel() for p in stack.model.parameters()),
+        "dtype": "none" if parameter is None else str(parameter.dtype).removeprefix("torch."),
+        "device": "none" if parameter is None else str(parameter.device),
+        "order": list(stack.order),
+        "causal": stack.causal,
+        "parts": [{"name": s.role, "path": s.path, "parallel": s.parallel} for s in stack.parts[0]],
+        "towers": [{"path": t.path, "depth": t.depth, "block_class": t.block_class} for t in good],
+    }
+
+
+def _checked(options: Mapping[str, Mapping[str, Any]], chosen: list[Any]) -> Mapping[str, Mapping[str, Any]]:
+    from layerwright.core.errors import UserError
+    from layerwright.core.registry import find, nearest
+
+    for name, given in options.items():
+        known = find(name).options
+        for option in given:
+            if option not in known:
+                hint = f"did you mean {nearest(option, known)!r}?" if known else "it has none"
+                raise UserError(f"measure {name!r} has no option {option!r}; {hint}")
+    return {m.name: options[m.name] for m in chosen if m.name in options}
