@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` do
     from layerwright.verbs import propose as propose
     from layerwright.verbs import reshape as reshape
     from layerwright.verbs import survey as survey
+    from layerwright.verbs import train as train
     from layerwright.verbs import verify as verify
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "propose": "verbs",
     "reshape": "verbs",
     "verify": "verbs",
+    "train": "verbs",
     "Reshaped": "core.reshape",
     "planner": "core.planner",
     "Survey": "core.survey",

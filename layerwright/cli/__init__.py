@@ -17,12 +17,14 @@ from layerwright import __version__
 from layerwright.cli import claims, listing
 from layerwright.cli.reshape import reshape, verify
 from layerwright.cli.survey import survey
+from layerwright.cli.train import train
 from layerwright.core.errors import UserError
 
 app = typer.Typer(help="Measure and reshape the depth and width of neural networks.", add_completion=False)
 app.command()(survey)
 app.command()(reshape)
 app.command()(verify)
+app.command()(train)
 app.add_typer(claims.app, name="claims")
 app.command("list")(listing.list_)
 app.command()(listing.explain)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from layerwright.core.registry import measure
 from layerwright.core.table import Field
@@ -41,4 +40,6 @@ def first_order_agreement(first_order_skip: Field, skip_output: Field) -> dict[s
     known = np.isfinite(predicted) & np.isfinite(measured)
     if known.sum() < 2 or np.ptp(predicted[known]) == 0 or np.ptp(measured[known]) == 0:
         return {"rank_correlation": float("nan")}
+    from scipy.stats import spearmanr  # takes half a second to import, in every worker
+
     return {"rank_correlation": float(spearmanr(predicted[known], measured[known]).statistic)}

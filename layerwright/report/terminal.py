@@ -284,3 +284,23 @@ def explain_function(
     console.print(Text(name, "bold"))
     record(facts, console)
     console.print(Text("\n" + (inspect.getdoc(function) or "")))
+
+
+def training(found: Any, folder: Path | None = None, console: Console | None = None) -> None:
+    """Print what training on came to: the curve in a few rows, then the held-out loss before and after."""
+    console = console or Console(highlight=False)
+    measured = found.curve[found.curve["validation_loss"].notna()]
+    cells = [
+        (f"{row.step}", f"{row.tokens:,}", _number(row.loss if row.step else None), f"{row.validation_loss:.4f}")
+        for row in measured.itertuples()
+    ]
+    rows(("step", "tokens", "loss", "held-out loss"), cells, console)
+    change = found.held_out
+    console.print(
+        f"\nheld-out loss {change.before:.4f} → {change.after:.4f} nat/token, change {change.change:+.4f} "
+        f"[{change.low:+.4f}, {change.high:+.4f}]"
+    )
+    for note in found.notes:
+        console.print(f"note: {note}")
+    if folder is not None:
+        console.print(f"\nsaved in {folder}")

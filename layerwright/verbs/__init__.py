@@ -5,3 +5,4 @@ from layerwright.verbs.measuring import survey as survey
 from layerwright.verbs.reshaping import propose as propose
 from layerwright.verbs.reshaping import reshape as reshape
 from layerwright.verbs.reshaping import verify as verify
+from layerwright.verbs.training import train as train
