@@ -1,6 +1,6 @@
 """Many orders of one model's blocks with shared starts, against one full run for each, and equal to it.
 
-    python benchmarks/paths.py [--rounds 3] [--depth 12] [--sequences 8] [--length 256] [--simulations 200]
+    python benchmarks/paths.py [--rounds 5] [--depth 12] [--sequences 8] [--length 256] [--simulations 200]
 
 Targets: the sweep over all single skips takes at most 0.6 times the loop of full forwards, and the tree search tries at
 least 2 times as many paths a second as the same search without the trie. Least work of the sweep: L(L-1)/2 block calls
@@ -57,7 +57,7 @@ def search(stack: Stack, ids: torch.Tensor, simulations: int, memory: int = 2**3
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--depth", type=int, default=12)
     p.add_argument("--sequences", type=int, default=8)
     p.add_argument("--length", type=int, default=256)

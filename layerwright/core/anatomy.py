@@ -82,6 +82,14 @@ class Anatomy:
         """
         return self._once("silencers", k, self._silencers)
 
+    def writers(self, k: int) -> tuple[str, ...]:
+        """The weights with which a block's parts write to the stream: what they add is linear in them.
+
+        Raises:
+            UserError: there are none, as where a norm stands between them and the stream.
+        """
+        return self._once("writers", k, self._writers)
+
     def norms(self, k: int) -> tuple[Norm, ...]:
         """The norms of a block whose scale can move into the weights that read them."""
         return self._once("norms", k, self._norms)
@@ -135,6 +143,21 @@ class Anatomy:
             if silent(fewer):
                 left = fewer
         return tuple(left)
+
+    def _writers(self, k: int) -> tuple[str, ...]:
+        """Those that silence the block, where half of the last ones adds half."""
+        names, block, state = self.silencers(k), self._block(k), self.replay.states[k]
+        last = names[-1].rpartition(".")[0]
+        own = {name: block.get_parameter(name) for name in names if name.rpartition(".")[0] == last}
+
+        def with_factor(factor: float) -> Tensor:
+            with instead(block, {name: factor * weight for name, weight in own.items()}):
+                return self.replay.block(k, state)
+
+        whole, half, none = (with_factor(f).double() for f in (1.0, 0.5, 0.0))
+        if relative_error(half - none, 0.5 * (whole - none)) > _SAME:
+            raise UserError(f"block {k} norms what its parts add, so that no weight scales it")
+        return names
 
     def _as_they_run(self, k: int) -> list[str]:
         """Names of a block's weights in the order in which their modules run; those that did not run come first."""

@@ -18,7 +18,7 @@ from layerwright.core.inputs import Inputs
 from layerwright.core.paper import BY_ID, Paper
 from layerwright.core.paths import Paths
 from layerwright.core.plan import Plan
-from layerwright.core.registry import TIERS, _read_docstring, nearest
+from layerwright.core.registry import TIERS, nearest, read_docstring
 from layerwright.core.stack import Stack
 from layerwright.core.steps.choice import whole
 
@@ -98,7 +98,7 @@ def planner(*, paper: str, tier: str = "quick") -> Callable[[Callable[..., Plan]
         parameters = inspect.signature(function).parameters.values()
         needs = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
         options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        PLANNERS[name] = Planner(name, function, needs, options, tier, paper, *_read_docstring(function))
+        PLANNERS[name] = Planner(name, function, needs, options, tier, paper, *read_docstring(function))
         return function
 
     return register

@@ -87,7 +87,7 @@ def measure(
         parameters = inspect.signature(function).parameters.values()
         needs = tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY)
         options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-        title, definition, formula = _read_docstring(function)
+        title, definition, formula = read_docstring(function)
         scope = _scope(needs)
         columns = ("block",) if scope == "block" and "after" in needs else INDEX[scope]
         MEASURES[name] = Measure(
@@ -104,7 +104,7 @@ def _scope(needs: tuple[str, ...]) -> str:
     return max(scopes, key=SCOPES.index)
 
 
-def _read_docstring(function: Callable[..., Any]) -> tuple[str, str, str]:
+def read_docstring(function: Callable[..., Any]) -> tuple[str, str, str]:
     """Title (first line), definition (the prose before the first section), formula (the indented block)."""
     text = inspect.getdoc(function)
     if not text:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import conversion_mapping
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -32,10 +33,6 @@ Ties = Mapping[str, str]
 def save_tied(model: nn.Module, folder: Path) -> None:
     """Save a model with each weight that several blocks share once; the model stays as it is.
 
-    Args:
-        model: of transformers.
-        folder: where to.
-
     Raises:
         UserError: it is no model of transformers, or no weight is shared.
     """
@@ -48,23 +45,23 @@ def tied(model: nn.Module) -> Any:
     Raises:
         UserError: it is no model of transformers, or no weight is shared.
     """
+    kind: Any = type(model)
     if not isinstance(model, transformers.PreTrainedModel):
-        raise UserError(f"{type(model).__name__} is no model of transformers; only those can be saved with shared weights")
+        raise UserError(f"{kind.__name__} is no model of transformers, and cannot be saved with shared weights")
     ties = ties_of(model)
     if not ties:
         raise UserError("no two blocks share a weight, so that there is nothing to save once; use --export plain")
-    return _shell(tied_class(type(model)), tied_config(model.config, ties), model)
+    return _shell(tied_class(kind), tied_config(model.config, ties), model)
 
 
 def plain(model: nn.Module) -> nn.Module:
     """The model in the class of transformers, its blocks still sharing their weights; any other model as it is."""
     if not isinstance(model, _Tied):
         return model
-    config = copy.deepcopy(model.config)  # type: ignore[attr-defined]
-    kind: Any = type(model)
-    config.__class__ = kind.plain.config_class if type(config) is kind.config_class else type(config).plain
+    config: Any = copy.deepcopy(model.config)
+    config.__class__ = type(config).plain
     del config.tied
-    return _shell(kind.plain, config, model)
+    return _shell(type(model).plain, config, model)
 
 
 def ties_of(model: nn.Module) -> dict[str, str]:
@@ -93,6 +90,21 @@ def numbered(model: nn.Module, paths: Iterable[str]) -> list[dict[str, int]]:
     ]
 
 
+def ties_between(numbers: Iterable[Mapping[str, int]], paths: Iterable[str]) -> dict[str, str]:
+    """The same from the numbers, as steps of a plan give them, and the paths of the blocks.
+
+    Returns:
+        For each name but the first of those with one number, the first one.
+
+    Example:
+        >>> ties_between([{"w": 0}, {"w": 0, "b": 1}], ["layers.0", "layers.1"])
+        {'layers.1.w': 'layers.0.w'}
+    """
+    first: dict[int, str] = {}
+    named = [(f"{path}.{name}", number) for path, block in zip(paths, numbers) for name, number in block.items()]
+    return {name: first[number] for name, number in named if first.setdefault(number, name) != name}
+
+
 # Classes
 
 
@@ -106,6 +118,17 @@ class _Tied:
         """The ties of the class, and those of the configuration."""
         above: Any = super()
         return dict(above.get_expanded_tied_weights_keys(all_submodels=all_submodels)) | _placed(self, self.config.tied)
+
+    def _adjust_bias(self, parent: nn.Module, source: Any) -> None:
+        """Leave layers that keep their weight the other way round alone: transformers would cut their bias."""
+        if isinstance(parent, (nn.Linear, nn.Embedding)):
+            above: Any = super()
+            above._adjust_bias(parent, source)
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """It is transformers' code, whose changes of names and shapes on the way to and from a file it needs."""
+        return False
 
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
         """Save each weight once, as they are shared now."""
@@ -163,7 +186,11 @@ def tied_class(kind: Any) -> Any:
     if issubclass(kind, _Tied):
         return kind
     body = {"plain": kind, "config_class": tied_config_class(kind.config_class), "__module__": __name__}
-    return type(_PREFIX + kind.__name__, (_Tied, kind), body)
+    made = type(_PREFIX + kind.__name__, (_Tied, kind), body)
+    # Some changes of names between file and model go by the name of the class.
+    if (renaming := conversion_mapping.get_checkpoint_conversion_mapping(kind.__name__)) is not None:
+        conversion_mapping.register_checkpoint_conversion_mapping(made.__name__, renaming, overwrite=True)
+    return made
 
 
 @cache
@@ -176,10 +203,11 @@ def tied_config_class(kind: Any) -> Any:
 
 def tied_config(config: Any, ties: Ties) -> Any:
     """A configuration, and which weights are one."""
+    kind: Any = type(config)
     made = copy.deepcopy(config)
-    made.__class__ = tied_config_class(type(config))
+    made.__class__ = shared = tied_config_class(kind)
     made.tied = dict(ties)
-    _register(type(made))
+    _register(shared)
     return made
 
 

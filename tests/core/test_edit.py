@@ -144,6 +144,31 @@ def test_scaled_norms_are_those_of_a_model_that_scales_their_outputs(name: str) 
     assert not close(wanted, answer(stack.model, inputs))
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "opt", "phi"])
+def test_scaled_blocks_add_so_many_times_as_much(name: str) -> None:
+    stack, inputs = prepared(name)
+    factors = [0.5, 2.0, 0.25]
+    model, _ = apply(stack, Plan(({"fold": {"scale": factors}},)), inputs)
+    handles = []
+    for block, parts, factor in zip(stack.blocks, stack.parts, factors):
+        for part in parts:
+
+            def scaled(module: nn.Module, args: Any, out: Any, f: float = factor) -> Any:
+                return out * f if isinstance(out, Tensor) else (out[0] * f, *out[1:])
+
+            handles.append(block.get_submodule(part.path).register_forward_hook(scaled))
+    wanted = answer(stack.model, inputs)
+    for handle in handles:
+        handle.remove()
+    assert close(answer(model, inputs), wanted)
+
+
+def test_parts_behind_a_norm_cannot_be_scaled() -> None:
+    stack, inputs = prepared("gemma2")
+    with pytest.raises(UserError, match="norms what its parts add"):
+        apply(stack, Plan(({"fold": {"scale": [0.5] * 3}},)), inputs)
+
+
 @pytest.mark.parametrize("init", ["average", "stepwise", "lower"])
 def test_a_recursive_tower_at_full_rank_is_the_base(init: str) -> None:
     stack, inputs = prepared("llama")
@@ -238,7 +263,7 @@ def test_joined_blocks_compute_what_blocks_side_by_side_do(size: int, bias: bool
     [
         ("gpt2", "widens attn.c_attn.weight"),  # its heads have the width between them
         ("qwen3", "differ in self_attn.q_norm.weight"),
-        ("mixtral", "differ in post_attention_layernorm.weight"),
+        ("mixtral", "experts"),
         ("bert", "widens attention.output.dense.weight"),
     ],
 )

@@ -58,11 +58,10 @@ def whole(value: Any, what: str, least: int = 1) -> int:
 
 def number(value: Any, what: str, above: float = 0.0) -> float:
     """A number larger than so much."""
-    if isinstance(value, str) and value.endswith("x"):
-        value = _number(value[:-1])
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > above or value == float("inf"):
+    found = _number(value[:-1]) if isinstance(value, str) and value.endswith("x") else value
+    if not isinstance(found, (int, float)) or isinstance(found, bool) or not found > above or found == float("inf"):
         raise UserError(f"got {what} {value!r}; expected a number larger than {above:g}")
-    return float(value)
+    return float(found)
 
 
 def one_of(value: Any, what: str, choices: tuple[str, ...]) -> str:

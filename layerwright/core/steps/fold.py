@@ -22,8 +22,8 @@ def fold(
     """Fold constants into weights, so that plain code computes with them.
 
     `norms` moves the scale of each norm into the weights that read it, which changes nothing. `layernorm_scaling`
-    multiplies the output of block l's norms by 1/√(l+1), l from 0, as in training with LayerNorm Scaling;
-    `scale` multiplies by one number a block instead.
+    multiplies the output of block l's norms by 1/√(l+1), l from 0, as in training with LayerNorm Scaling; `scale`
+    multiplies what the parts of each block add to the stream by one number a block.
 
     Args:
         draft: the model so far.
@@ -35,8 +35,9 @@ def fold(
         raise UserError("expected one of norms: true, layernorm_scaling: true, or scale: [one number a block]")
     if norms:
         return draft.of(unscaled(draft, block) for block in draft.blocks)
-    factors = [(k + 1) ** -0.5 for k in range(draft.depth)] if layernorm_scaling else _numbers(scale, draft.depth)
-    return draft.of(_scaled(draft, block, factor) for block, factor in zip(draft.blocks, factors))
+    if layernorm_scaling:
+        return draft.of(_scaled(draft, block, (k + 1) ** -0.5) for k, block in enumerate(draft.blocks))
+    return draft.of(_quieter(draft, block, f) for block, f in zip(draft.blocks, _numbers(scale, draft.depth)))
 
 
 def unscaled(draft: Draft, block: Block) -> Block:
@@ -58,6 +59,11 @@ def _scaled(draft: Draft, block: Block, factor: float) -> Block:
             made[norm.bias] = block.weights[norm.bias] * factor
         block = changed(block, made)
     return block
+
+
+def _quieter(draft: Draft, block: Block, factor: float) -> Block:
+    """The block whose parts add so many times as much: the weights that write to the stream times a factor."""
+    return changed(block, {name: block.weights[name] * factor for name in draft.anatomy.writers(block.source)})
 
 
 def _numbers(scale: Any, depth: int) -> Sequence[float]:

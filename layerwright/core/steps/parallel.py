@@ -32,6 +32,8 @@ def parallel(draft: Draft, groups: Any = 2) -> Draft:
     size = whole(groups, "groups", 2)
     if draft.depth % size:
         raise UserError(f"got groups {size}; expected a divisor of the depth {draft.depth}: all blocks have one width")
+    if any(w.ndim > 2 for block in draft.blocks for w in block.weights.values()):
+        raise UserError("blocks with experts each choose among their own, and cannot be one block")
     settings, axes = multiplied(draft.config, draft.blocks[0].source, size)
     for k in range(0, draft.depth, size):
         _check_kind(draft, range(k, k + size))
