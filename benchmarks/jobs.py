@@ -1,6 +1,6 @@
 """A skip sweep of 16 prompts in two local workers beside the same jobs one after another.
 
-    python benchmarks/jobs.py [--rounds 3] [--workers 2]
+    python benchmarks/jobs.py [--rounds 3] [--workers 2] [--length 256]
 
 Starting the workers, their imports and their copies of the model are part of it. The machine must be idle.
 """
@@ -25,12 +25,13 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--workers", type=int, default=2)
+    p.add_argument("--length", type=int, default=256, help="tokens of a prompt")
     a = p.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         model = random_llama()
         model.save_pretrained(place)
-        data = {"input_ids": tokens(model, PROMPTS)}
+        data = {"input_ids": tokens(model, PROMPTS, a.length)}
         chosen = choose("standard", only=("skip_effect", "skip_output"))
 
         def sweep(engine: str) -> dict[str, object]:

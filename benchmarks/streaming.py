@@ -19,6 +19,7 @@ import torch
 from common import medians, peak_so_far, random_llama, table, tokens
 
 from layerwright import measures as measures
+from layerwright.core import engine
 from layerwright.core.engine import Request, by_walk, in_memory
 from layerwright.core.registry import choose
 
@@ -69,6 +70,7 @@ def main() -> None:
     a = p.parse_args()
     torch.set_num_threads(2)
     if a.only is not None:
+        engine._LARGE = 0  # freed memory is returned at every depth, as it is for a model that is worth walking
         asked = request(a.only, "standard", NO_SQUARES)
         before = peak_so_far()
         by_walk(asked)

@@ -13,3 +13,7 @@ class NeedsModel(UserError):
     def __init__(self, what: str) -> None:
         """What needs the model."""
         super().__init__(f"{what} needs the loaded model")
+
+
+class NotByBlocks(UserError):
+    """A checkpoint can only be used as a loaded model."""

@@ -14,9 +14,9 @@ from layerwright import __version__
 from layerwright.core.beside_weights import copy_others, write_card, write_record
 from layerwright.core.data import load_data
 from layerwright.core.edit import Edit, apply, apply_stored
-from layerwright.core.errors import NeedsModel, UserError
+from layerwright.core.errors import NeedsModel, NotByBlocks, UserError
 from layerwright.core.inputs import Inputs, batch_size, rows, short
-from layerwright.core.load import load_model, locate, quietly
+from layerwright.core.load import load_model, locate, quietly, read_json
 from layerwright.core.memory import available_memory
 from layerwright.core.plan import Plan
 from layerwright.core.probe import probe_inputs
@@ -133,13 +133,17 @@ def reshape_stored(source: str | Path, wish: Wish, *, trust_remote_code: bool = 
     folder, _ = locate(str(source), trust_remote_code)
     if wish.out.absolute().resolve() in (folder.resolve(), *folder.resolve().parents):
         raise UserError(f"got --out {wish.out}, which holds the base itself; choose another folder")
+    if read_json(folder / "config.json").get("quantization_config"):
+        raise UserError(f"{folder} is quantized, and scales belong to its weights; reshape the model before quantizing")
     with staged(wish.out) as stage:
         try:
             skeleton, _, _ = Skeleton.load(source, trust_remote_code=trust_remote_code)
             edit = apply_stored(skeleton, wish.plan, stage.folder, blocks=wish.blocks, progress=wish.progress)
-        except NeedsModel as error:
-            wish.say(f"{error}: loading it")
-            edit = _through_memory(source, wish, stage.folder)
+        except (NeedsModel, NotByBlocks) as error:
+            wish.say(
+                f"{error}: loading it" if isinstance(error, NeedsModel) else "loading the model: its files do not do"
+            )
+            edit = _through_memory(source, wish, stage.folder, trust_remote_code)
         copy_others(folder, stage.folder)
         ladder = _check_saved(source, wish, edit, stage.folder)
         result = Reshaped(edit, ladder, str(source))
@@ -170,8 +174,8 @@ def _released(stage: Any, result: Reshaped) -> Path:
     return stage.publish() if result.ok else stage.mark()
 
 
-def _through_memory(source: str | Path, wish: Wish, folder: Path) -> Edit:
-    model, tokenizer, _ = load_model(source)
+def _through_memory(source: str | Path, wish: Wish, folder: Path, trust_remote_code: bool) -> Edit:
+    model, tokenizer, _ = load_model(source, trust_remote_code=trust_remote_code)
     given = Material.of(wish, model, tokenizer)
     new, edit = apply(Stack.find(model, given.inputs, wish.blocks), wish.plan, given.inputs, given.fit)
     save(new, folder)

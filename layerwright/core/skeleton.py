@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import NotByBlocks, UserError
 from layerwright.core.load import (
     LOAD_ERRORS,
     about_source,
@@ -62,7 +62,7 @@ class Skeleton:
         auto, notes = model_class(folder, config, trust_remote_code)
         if not issubclass(auto, transformers.PreTrainedModel) or config.get("quantization_config"):
             what = "is quantized" if config.get("quantization_config") else "is no architecture that transformers names"
-            raise UserError(f"{folder} {what}, and cannot be taken block by block; survey it with --stream never")
+            raise NotByBlocks(f"{folder} {what}, and cannot be taken block by block; survey it with --stream never")
         with quietly():
             model, loaded = _without_weights(auto, folder, checkpoint, chosen)
             notes += check_keys(folder, model, loaded)
@@ -81,7 +81,7 @@ class Skeleton:
                         self.recipes[full] = tensor
                         self._places.setdefault(full, []).append((module, name))
                     elif tensor is not None and tensor.is_meta:
-                        raise UserError(
+                        raise NotByBlocks(
                             f"weight {path}.{name} is put together in a way that cannot be followed; survey the model "
                             "with --stream never"
                         )
