@@ -137,6 +137,16 @@ def test_weights_stored_in_another_form_are_loaded(tmp_path: Path, capsys: Any) 
     assert load_model(tmp_path / "new")[0].config.num_hidden_layers == 4
 
 
+@pytest.mark.parametrize("name", ["mixtral", "vit", "albert"])
+def test_where_weights_come_from_is_known_in_every_form(name: str, tmp_path: Path) -> None:
+    stack, _ = prepared(name)
+    with quietly():
+        stack.model.save_pretrained(tmp_path / "base")
+    _, report = lw.reshape(str(tmp_path / "base"), Plan(({"drop": [1]},)), out=tmp_path / "new", until="decode")
+    assert report.ok, report.ladder.lines()
+    assert report.ladder["exactness"].verdict == "passed"
+
+
 def test_tied_weights_are_written_out_for_plain_transformers(tiny_folder: Path, tmp_path: Path) -> None:
     model, _, _ = load_model(tiny_folder)
     shared = Plan(({"loop": {"blocks": [1], "times": 3, "share": "weights"}},))

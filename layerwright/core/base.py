@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from layerwright.core.anatomy import Anatomy
 from layerwright.core.depth_config import DepthConfig
 from layerwright.core.draft import Block, Draft, Weights
-from layerwright.core.errors import UserError
+from layerwright.core.errors import NotByBlocks, UserError
 from layerwright.core.frame import builder, container_of, described, entries_of, host_of
 from layerwright.core.inputs import Inputs
 from layerwright.core.probe import probe_inputs
@@ -100,7 +100,7 @@ class StoredBase:
             found = set.intersection(*(_stems(name, k) for name in stored)) if stored else set()
             stems = found if stems is None else stems & found
         if not stems:
-            raise UserError(
+            raise NotByBlocks(
                 f"{self.skeleton.checkpoint.folder} does not store the blocks of {self.container} by number; load the "
                 "model and reshape it in memory"
             )
@@ -207,7 +207,7 @@ def _container(model: nn.Module, blocks: str | None) -> str:
             raise UserError(f"no list of blocks at {blocks!r}; there are {', '.join(lists) or 'none'}")
         return blocks
     if not lists:
-        raise UserError(f"{type(model).__name__} has no list of blocks of one class")
+        raise NotByBlocks(f"{type(model).__name__} has no list of blocks of one class")
     return max(lists, key=lambda path: sum(p.numel() for p in lists[path].parameters()))
 
 

@@ -193,7 +193,21 @@ def _check_saved(source: str | Path, wish: Wish, edit: Edit, folder: Path) -> La
     base, tokenizer, _ = load_model(source)
     new, _, _ = load_model(folder)
     given = Material.of(wish, base, tokenizer)
+    edit = replace(edit, provenance=_as_loaded(new, folder, edit.provenance))
     return _climb(wish, edit, Stack.find(base, given.inputs, wish.blocks), new, given, folder)
+
+
+def _as_loaded(
+    new: nn.Module, folder: Path, provenance: Mapping[str, tuple[str, ...]]
+) -> Mapping[str, tuple[str, ...]]:
+    """Where the model's tensors come from, also where files hold them joined, split, or under other names."""
+    names = new.state_dict().keys()
+    if names <= provenance.keys():
+        return provenance
+    recipes = Skeleton.load(folder)[0].recipes
+    known = {name: sorted({s for part in r.sources() for s in provenance.get(part, ())}) for name, r in recipes.items()}
+    same = {name: sources for name, sources in provenance.items() if name in names}
+    return same | {name: tuple(sources) for name, sources in known.items()}
 
 
 # The ladder
