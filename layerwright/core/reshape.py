@@ -21,6 +21,7 @@ from layerwright.core.memory import available_memory
 from layerwright.core.plan import Plan
 from layerwright.core.probe import probe_inputs
 from layerwright.core.progress import Progress
+from layerwright.core.recipe import Recipe
 from layerwright.core.rungs.answers import read_answer
 from layerwright.core.rungs.ladder import Ladder
 from layerwright.core.side_by_side import can_stand_side_by_side, side_by_side
@@ -193,21 +194,27 @@ def _check_saved(source: str | Path, wish: Wish, edit: Edit, folder: Path) -> La
     base, tokenizer, _ = load_model(source)
     new, _, _ = load_model(folder)
     given = Material.of(wish, base, tokenizer)
-    edit = replace(edit, provenance=_as_loaded(new, folder, edit.provenance))
+    edit = replace(edit, provenance=_as_loaded(new, source, folder, edit.provenance))
     return _climb(wish, edit, Stack.find(base, given.inputs, wish.blocks), new, given, folder)
 
 
 def _as_loaded(
-    new: nn.Module, folder: Path, provenance: Mapping[str, tuple[str, ...]]
+    new: nn.Module, base: str | Path, folder: Path, provenance: Mapping[str, tuple[str, ...]]
 ) -> Mapping[str, tuple[str, ...]]:
     """Where the model's tensors come from, also where files hold them joined, split, or under other names."""
-    names = new.state_dict().keys()
-    if names <= provenance.keys():
+    if new.state_dict().keys() <= provenance.keys():
         return provenance
-    recipes = Skeleton.load(folder)[0].recipes
-    known = {name: sorted({s for part in r.sources() for s in provenance.get(part, ())}) for name, r in recipes.items()}
-    same = {name: sources for name, sources in provenance.items() if name in names}
-    return same | {name: tuple(sources) for name, sources in known.items()}
+    before, after = (Skeleton.load(place)[0].recipes for place in (base, folder))
+    holders: dict[str, list[str]] = {}
+    for name, recipe in before.items():
+        for part in recipe.sources():
+            holders.setdefault(part, []).append(name)
+
+    def origins(recipe: Recipe) -> tuple[str, ...]:
+        stored = {source for part in recipe.sources() for source in provenance.get(part, ())}
+        return tuple(sorted({name for source in stored for name in holders.get(source, ())}))
+
+    return {name: origins(recipe) for name, recipe in after.items()}
 
 
 # The ladder
