@@ -303,4 +303,4 @@ def training(found: Any, folder: Path | None = None, console: Console | None = N
     for note in found.notes:
         console.print(f"note: {note}")
     if folder is not None:
-        console.print(f"\nsaved in {folder}")
+        console.print(f"\nsaved in {folder}", soft_wrap=True)

@@ -16,6 +16,7 @@ from layerwright import verbs
 from layerwright.core import engine
 from layerwright.core.errors import UserError
 from layerwright.core.survey import Survey
+from layerwright.verbs import measuring
 
 IDS = {"input_ids": token_ids()}
 WALKED = "measured block by block (--stream): one block's weights in memory at a time"
@@ -89,7 +90,7 @@ def test_a_half_finished_walk_is_taken_up_by_the_next_survey(
 
     expected, _ = survey(folder, stream="always")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verbs, "_bars", lambda show: _Bars(interrupt))
+        patch.setattr(measuring, "bars", lambda show: _Bars(interrupt))
         with pytest.raises(KeyboardInterrupt):
             survey(folder, stream="always", out=tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["walk"]
