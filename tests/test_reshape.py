@@ -16,6 +16,7 @@ from reshaping import prepared
 from test_cli import fails, run
 
 import layerwright as lw
+from layerwright.core import climb as climbing
 from layerwright.core import edit, tensor_writer
 from layerwright.core import reshape as reshaping
 from layerwright.core.load import load_model, quietly
@@ -311,7 +312,7 @@ def test_fitted_blocks_are_measured_on_what_they_were_not_fitted_on(
     tiny_folder: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[str, Any] = {}
-    climb = reshaping.verify
+    climb = climbing.verify
 
     def watched(case: Any, **options: Any) -> Any:
         seen["documents"] = case.documents
@@ -323,7 +324,7 @@ def test_fitted_blocks_are_measured_on_what_they_were_not_fitted_on(
         seen.setdefault("fit", batches)
         return fit(stack, plan, inputs, batches)
 
-    monkeypatch.setattr(reshaping, "verify", watched)
+    monkeypatch.setattr(climbing, "verify", watched)
     monkeypatch.setattr(reshaping, "apply", fitted)
     path = written(tmp_path, "reshape: 1\nsteps: [{heal: {blocks: '0:2'}}]\nverify: {loss: {max_ratio: 9}}")
     text = tmp_path / "text.txt"

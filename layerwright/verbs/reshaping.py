@@ -63,6 +63,7 @@ def reshape(
         UserError: something given cannot be used; the message says what to do.
     """
     from layerwright.core import reshape as reshaping
+    from layerwright.core.climb import Wish
     from layerwright.core.errors import UserError
     from layerwright.core.load import load_model
 
@@ -77,7 +78,7 @@ def reshape(
         else:
             chosen = _loaded(plan)
         place = None if out is None else Path(out)
-        wish = reshaping.Wish(
+        wish = Wish(
             chosen, data, place, until, blocks, tokenizer, max_tokens, length, seed, shown, say
         )  # fmt: skip
         if isinstance(model, (str, Path)) and out is not None:
