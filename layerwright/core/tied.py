@@ -1,14 +1,15 @@
 """Models whose blocks share weights, saved with each shared weight once.
 
-Such a folder has a model type of its own, so that transformers refuses it where this module is not imported: it would
-fill what is not in the file with random numbers. Where it is imported, `AutoModelForCausalLM.from_pretrained` gives a
-class that is derived from the base architecture's and knows which weights are one. Blocks stay modules of their own,
-with their own place in the cache. No code comes with the folder; what is shared is plain data in `config.json`.
+Such a folder has a model type of its own, which transformers refuses where this module is not imported: it would fill
+what is not in the file with random numbers. Where it is imported, the Auto classes give a class that is derived from
+the base architecture's and knows which weights are one. Blocks stay modules of their own, with their own place in the
+cache. No code comes with the folder; what is shared is plain data in `config.json`.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -25,9 +26,8 @@ from layerwright.core.errors import UserError
 
 MODEL_TYPE = "layerwright_tied"
 _PREFIX = "Tied"
-
-# Which weight is which other one, by name: the first of those that are one is in the file.
-Ties = Mapping[str, str]
+# What transformers reads from the file in which a class is written: that is the base's.
+_BY_FILE = ("is_custom_code", "_can_set_attn_implementation", "_can_set_experts_implementation")
 
 
 def save_tied(model: nn.Module, folder: Path) -> None:
@@ -64,6 +64,11 @@ def plain(model: nn.Module) -> nn.Module:
     return _shell(type(model).plain, config, model)
 
 
+def imports_of(model: nn.Module) -> tuple[str, ...]:
+    """What must be imported before transformers can load what the model saves: this module, or nothing."""
+    return (__name__,) if isinstance(model, _Tied) else ()
+
+
 def ties_of(model: nn.Module) -> dict[str, str]:
     """Weights that are one parameter, by name, but for those that its own class ties, such as a head to embeddings.
 
@@ -80,14 +85,10 @@ def ties_of(model: nn.Module) -> dict[str, str]:
 
 def numbered(model: nn.Module, paths: Iterable[str]) -> list[dict[str, int]]:
     """The numbers of shared weights, block by block, by their names in the block: the same number is one weight."""
-    numbers: dict[int, int] = {}
-    blocks = [dict(model.get_submodule(path).named_parameters()) for path in paths]
-    shared = [{id(p) for p in block.values()} for block in blocks]
-    several = {key for k, keys in enumerate(shared) for key in keys if any(key in other for other in shared[:k])}
-    return [
-        {name: numbers.setdefault(id(p), len(numbers)) for name, p in block.items() if id(p) in several}
-        for block in blocks
-    ]
+    blocks = [dict(model.get_submodule(path).named_parameters(remove_duplicate=False)) for path in paths]
+    counts = Counter(key for block in blocks for key in {id(p) for p in block.values()})
+    numbers = {key: n for n, key in enumerate(key for key, count in counts.items() if count > 1)}
+    return [{name: numbers[id(p)] for name, p in block.items() if id(p) in numbers} for block in blocks]
 
 
 def ties_between(numbers: Iterable[Mapping[str, int]], paths: Iterable[str]) -> dict[str, str]:
@@ -125,11 +126,6 @@ class _Tied:
             above: Any = super()
             above._adjust_bias(parent, source)
 
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """It is transformers' code, whose changes of names and shapes on the way to and from a file it needs."""
-        return False
-
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
         """Save each weight once, as they are shared now."""
         model: Any = self
@@ -154,10 +150,9 @@ class _TiedEntries:
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **options: Any) -> Any:
         """The configuration of its entries."""
-        entries = {"tied": {}} | config_dict
-        del entries["model_type"], entries["base_model_type"]
+        own = ("model_type", "base_model_type")
         above: Any = super()
-        return above.from_dict(entries, **options)
+        return above.from_dict({k: v for k, v in ({"tied": {}} | config_dict).items() if k not in own}, **options)
 
 
 class TiedConfig(transformers.PreTrainedConfig):
@@ -186,6 +181,7 @@ def tied_class(kind: Any) -> Any:
     if issubclass(kind, _Tied):
         return kind
     body = {"plain": kind, "config_class": tied_config_class(kind.config_class), "__module__": __name__}
+    body |= {name: getattr(kind, name) for name in _BY_FILE if hasattr(kind, name)}
     made = type(_PREFIX + kind.__name__, (_Tied, kind), body)
     # Some changes of names between file and model go by the name of the class.
     if (renaming := conversion_mapping.get_checkpoint_conversion_mapping(kind.__name__)) is not None:
@@ -201,13 +197,11 @@ def tied_config_class(kind: Any) -> Any:
     return type(_PREFIX + kind.__name__, (_TiedEntries, kind), {"plain": kind, "__module__": __name__})
 
 
-def tied_config(config: Any, ties: Ties) -> Any:
+def tied_config(config: Any, ties: Mapping[str, str]) -> Any:
     """A configuration, and which weights are one."""
-    kind: Any = type(config)
-    made = copy.deepcopy(config)
-    made.__class__ = shared = tied_config_class(kind)
-    made.tied = dict(ties)
-    _register(shared)
+    made, kind = copy.deepcopy(config), tied_config_class(config.__class__)
+    made.__class__, made.tied = kind, dict(ties)
+    _register(kind)
     return made
 
 

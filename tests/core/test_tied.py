@@ -18,6 +18,7 @@ from layerwright.core import tied
 from layerwright.core.base import StoredBase
 from layerwright.core.edit import apply, done
 from layerwright.core.errors import UserError
+from layerwright.core.export import save_plain
 from layerwright.core.load import load_model, quietly
 from layerwright.core.plan import Plan
 from layerwright.core.skeleton import Skeleton
@@ -186,7 +187,15 @@ def test_the_ladder_finds_the_folder_good_and_not_plain(tmp_path: Path) -> None:
     stack, inputs = prepared("llama")
     model, edit = apply(stack, Plan((LOOP,)), inputs)
     after = tied.tied(model)
-    case = Case(stack.model, after, inputs, order=edit.order, save=after.save_pretrained, imports=(tied.__name__,))
+    assert tied.imports_of(model) == ()
+    case = Case(
+        stack.model,
+        after,
+        inputs,
+        order=edit.order,
+        save=lambda f: save_plain(after, f),
+        imports=tied.imports_of(after),
+    )
     ladder = verify(case, until="reload")
     assert ladder.ok, ladder.lines()
     assert "after `import layerwright.core.tied`" in ladder["reload"].finding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from layerwright.core.steps import fold as fold
+from layerwright.core.steps import grow as grow
 from layerwright.core.steps import heal as heal
 from layerwright.core.steps import insert as insert
 from layerwright.core.steps import order as order
