@@ -40,6 +40,7 @@ def reshape(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the new model goes.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and change nothing.")] = False,
     until: Until = "reload",
+    export: Annotated[str, typer.Option(metavar="plain|tied", help="How shared weights are saved.")] = "plain",
     text: Text = None,
     images: Images = None,
     arrays: Arrays = None,
@@ -74,7 +75,14 @@ def reshape(
         print(json.dumps(chosen.to_dict()) if as_json else chosen.to_yaml(), end="\n" if as_json else "")
         return
     _, result = verbs.reshape(
-        model, chosen, text or images or arrays or _needed(chosen, data), out=out, until=until, say=say, **common
+        model,
+        chosen,
+        text or images or arrays or _needed(chosen, data),
+        out=out,
+        until=until,
+        export=export,
+        say=say,
+        **common,
     )
     _report(result, as_json, plan_with is not None)
     if not result.ok:

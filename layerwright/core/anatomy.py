@@ -177,7 +177,7 @@ class Anatomy:
         calls: list[Call] = []
         with watch(list(paths), calls):
             self.replay.block(k, self.replay.states[k])
-        axes = {f"{paths[c.module]}.weight": _input_axis(c.module, c.inputs[0]) for c in calls if c.inputs}
+        axes = {f"{paths[c.module]}.weight": input_axis(c.module, c.inputs[0]) for c in calls if c.inputs}
         return {name: axis for name, axis in axes.items() if axis is not None}
 
     def _norms(self, k: int) -> tuple[Norm, ...]:
@@ -196,7 +196,7 @@ class Anatomy:
             return None
         readers = {c.module for c in calls if c.module is not module and any(_is(x, out) for x in c.inputs)}
         ends = [m for m in readers if not any(True for _ in m.children())]
-        linear = {m: axis for m in ends if (axis := _input_axis(m, out)) is not None}
+        linear = {m: axis for m in ends if (axis := input_axis(m, out)) is not None}
         if not ends or len(linear) < len(ends):
             return None
         biases = {f"{paths[m]}.weight": f"{paths[m]}.bias" for m in linear if getattr(m, "bias", None) is not None}
@@ -252,7 +252,7 @@ def _is(x: Tensor, out: Tensor) -> bool:
     return x.data_ptr() == out.data_ptr() and x.numel() == out.numel() and x.dtype == out.dtype
 
 
-def _input_axis(module: nn.Module, x: Tensor) -> int | None:
+def input_axis(module: nn.Module, x: Tensor) -> int | None:
     """Along which axis a matrix meets its input: `[out, in]` as a linear layer has it, or the other way round."""
     weight = getattr(module, "weight", None)
     if (

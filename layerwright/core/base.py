@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from layerwright.core.recipe import Recipe
 from layerwright.core.shards import Checkpoint
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
+from layerwright.core.tied import numbered, plain
 from layerwright.core.wiring import pretending
 
 _SAMPLE = 4096
@@ -45,6 +47,7 @@ class LiveBase:
         """A model, a batch on which the parts of its blocks are found, and data for what is fitted."""
         if getattr(stack.model, "hf_quantizer", None) is not None:
             raise UserError("the weights are quantized, and their scales belong to them; reshape before quantizing")
+        stack = replace(stack, model=plain(stack.model))
         self._whole, self._inputs, self._batches = stack, inputs, batches
         self.host, self.stack = host_of(stack)
         self.model = self.stack.model
@@ -68,7 +71,9 @@ class LiveBase:
         """The base as a draft: each weight a recipe that is a copy."""
         container_of(self.stack)
         recipes = {name: Recipe.of(name, tuple(t.shape), t.dtype) for name, t in self.state.items()}
-        blocks = [Block(k, _below(recipes, f"{path}.")) for k, path in enumerate(self.paths)]
+        shared = numbered(self.model, self.paths) if len(set(self.paths)) > 1 else [{}] * len(self.paths)
+        below = [_below(recipes, f"{path}.") for path in self.paths]
+        blocks = [Block(k, weights, tied) for k, (weights, tied) in enumerate(zip(below, shared))]
         return Draft(tuple(blocks), _base=self)
 
     def fingerprint(self) -> str:
@@ -134,6 +139,12 @@ class StoredBase:
         inside = tuple(f"{self.stem}{k}." for k in range(self.depth))
         entries = self.skeleton.checkpoint.entries.values()
         return {e.name: Recipe.of(e.name, e.shape, e.dtype) for e in entries if not e.name.startswith(inside)}
+
+    @cached_property
+    def places(self) -> dict[str, str]:
+        """For stored tensors that are a weight of the model as it is, its name there."""
+        recipes = self.skeleton.recipes.items()
+        return {source: name for name, recipe in recipes if recipe.copy for source in recipe.sources()}
 
     @cached_property
     def anatomy(self) -> Anatomy:

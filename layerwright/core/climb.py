@@ -23,6 +23,7 @@ from layerwright.core.rungs.ladder import Ladder
 from layerwright.core.side_by_side import can_stand_side_by_side, side_by_side
 from layerwright.core.stack import Stack
 from layerwright.core.steps import STEPS
+from layerwright.core.tied import imports_of
 from layerwright.core.verify import Case, Preserved, preserved, verify
 
 # Rows and tokens of the batch on which two models are compared.
@@ -45,6 +46,7 @@ class Wish:
         max_tokens: how much of the data to use.
         length: tokens in a document.
         seed: seeds everything random.
+        export: `plain`, or `tied` to save a weight that blocks share once, for our own class.
         progress: called with a stage, the work done and the work there is.
         say: called with a line that a user should read.
     """
@@ -58,6 +60,7 @@ class Wish:
     max_tokens: int | None = None
     length: int | None = None
     seed: int = 0
+    export: str = "plain"
     progress: Progress = lambda stage, done, total: None
     say: Callable[[str], None] = lambda line: None
 
@@ -120,6 +123,7 @@ def climb(wish: Wish, edit: Edit, stack: Stack, new: nn.Module, given: Material,
         requirements=edit.plan.verify,
         folder=folder,
         save=None if folder is not None or not plain else lambda place: save_plain(new, place),
+        imports=imports_of(new),
         documents=[batch for batch in given.documents if _has_loss(stack, batch)],
         prefix=given.prefix,
         control=_control(stack, edit, given.inputs),

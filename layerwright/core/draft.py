@@ -6,7 +6,7 @@ written, a weight that no step touched is known to be a copy, and where each num
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -58,11 +58,13 @@ class Draft:
         blocks: the tower.
         settings: entries of the configuration that change, beside its depth.
         notes: what a reader of the result should know.
+        outside: what becomes of weights of no block, by their names in the model.
     """
 
     blocks: tuple[Block, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    outside: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     _base: Known | None = None
 
     @classmethod
@@ -121,6 +123,15 @@ class Draft:
     def setting(self, name: str, value: Any) -> Draft:
         """Another entry of the configuration."""
         return replace(self, settings={**self.settings, name: value})
+
+    def around(self, outside: Mapping[str, Callable[[Tensor], Tensor]]) -> Draft:
+        """Other weights around the blocks, on top of what became of them before."""
+
+        def both(name: str, made: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            before = self.outside.get(name)
+            return made if before is None else lambda weight: made(before(weight))
+
+        return replace(self, outside={**self.outside, **{name: both(name, made) for name, made in outside.items()}})
 
     def fresh(self) -> int:
         """A number for `Block.tied` that no weight has."""

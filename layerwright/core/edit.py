@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layerwright.core.base import LiveBase, StoredBase
 from layerwright.core.draft import Draft
 from layerwright.core.errors import NeedsModel, UserError
-from layerwright.core.frame import config_of, fill, frame_of_config, frame_of_modules, put_back
+from layerwright.core.frame import config_of, fill, frame_of_config, frame_of_modules, put_back, settle
 from layerwright.core.inputs import Inputs
 from layerwright.core.load import check_keys, first_line, quietly
 from layerwright.core.plan import Plan
@@ -23,6 +23,7 @@ from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.steps import apply_step
 from layerwright.core.tensor_writer import Item, Progress, write_tensors
+from layerwright.core.tied import tied_class, tied_config, ties_between
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def apply(stack: Stack, plan: Plan, inputs: Inputs, batches: Sequence[Inputs] = 
         frame = frame_of_config(base.stack, entries, order)
     else:
         frame = frame_of_modules(base.stack, order)
-    recipes = named(draft, frame.paths, _loose(base, frame.source, frame.model))
+    loose = _loose(base, frame.source, frame.model)
+    recipes = named(draft, frame.paths, {name: draft.outside.get(name, _as_is)(r) for name, r in loose.items()})
+    if draft.outside:
+        settle(frame.model, base.model, frame.source)
     with torch.no_grad():
         weights = {name: _made(recipe, base.state) for name, recipe in recipes.items()}
     fill(frame, base.model, weights, _tied(base.stack, draft, frame.paths))
@@ -86,6 +90,7 @@ def apply_stored(
     folder: Path,
     *,
     blocks: str | None = None,
+    once: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Edit:
     """Write the weights and the configuration of what a plan makes of a checkpoint, without loading it.
@@ -98,6 +103,7 @@ def apply_stored(
         plan: what to do.
         folder: an empty folder.
         blocks: path of the tower, where the model has several.
+        once: write a weight that blocks share once, for the class of `core/tied.py`.
         progress: called with the MiB written.
 
     Raises:
@@ -114,9 +120,12 @@ def apply_stored(
         entries, notes = base.config.of(order, draft.settings)
     finally:
         base.close()
-    recipes = named(draft, [f"{base.stem}{j}" for j in range(draft.depth)], base.loose())
-    config = config_of(skeleton.model.config, entries)
-    _check_fits(skeleton, config, recipes)
+    loose = {n: draft.outside.get(base.places.get(n, n), _as_is)(r) for n, r in base.loose().items()}
+    recipes = named(draft, [f"{base.stem}{j}" for j in range(draft.depth)], loose)
+    config, kind = config_of(skeleton.model.config, entries), type(skeleton.model)
+    if once:
+        config, kind, recipes = _once(base, draft, config, recipes)
+    _check_fits(kind, config, recipes)
     with quietly():
         config.save_pretrained(folder)
     write_tensors(folder, _items(skeleton, recipes), progress=progress)
@@ -165,6 +174,10 @@ def provenance(recipes: Mapping[str, Tensor]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(sorted(r.sources())) if isinstance(r, Recipe) else () for name, r in recipes.items()}
 
 
+def _as_is(weight: Tensor) -> Tensor:
+    return weight
+
+
 # In memory
 
 
@@ -205,10 +218,26 @@ def _tied(stack: Stack, draft: Draft, paths: Sequence[str]) -> dict[str, Any]:
 # On disk
 
 
-def _check_fits(skeleton: Skeleton, config: Any, recipes: Mapping[str, Tensor]) -> None:
+def _once(base: StoredBase, draft: Draft, config: Any, recipes: Mapping[str, Tensor]) -> tuple[Any, Any, Any]:
+    """Configuration, class and recipes of a model whose shared weights are in the file once."""
+    if not base.as_is:
+        raise NeedsModel("an export of shared weights")
+    module = base.model.get_submodule
+    own = [dict(module(f"{base.container}.{b.source}").named_parameters()) for b in draft.blocks]
+    numbers = [{n: k for n, k in b.tied.items() if n in names} for b, names in zip(draft.blocks, own)]
+    ties = ties_between(numbers, [f"{base.container}.{j}" for j in range(draft.depth)])
+    if not ties:
+        raise UserError("no two blocks share a weight, so that there is nothing to save once; use --export plain")
+    left_out = ties_between(numbers, [f"{base.stem}{j}" for j in range(draft.depth)])
+    kind: Any = type(base.model)
+    config, kind = tied_config(config, ties), tied_class(kind)
+    config.architectures = [kind.__name__]
+    return config, kind, {name: recipe for name, recipe in recipes.items() if name not in left_out}
+
+
+def _check_fits(kind: Any, config: Any, recipes: Mapping[str, Tensor]) -> None:
     """Let transformers put the new weights, without their numbers, into the model of the new configuration."""
     stored = {name: Recipe.of(name, tuple(r.shape), r.dtype) for name, r in recipes.items()}
-    kind: Any = type(skeleton.model)
     try:
         with quietly():
             model, loaded = kind.from_pretrained(

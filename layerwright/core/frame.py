@@ -202,6 +202,11 @@ def fill(frame: Frame, base: nn.Module, weights: Mapping[str, Tensor], tied: Map
                         f"the new model has a weight {prefix}{own}, and the base has none for it; where the "
                         "base carries adapters, merge them first"
                     )
+                if (shape := weights[prefix + own].shape) != old.shape:
+                    raise UserError(
+                        f"the plan makes {prefix}{own} {list(shape)}, and the configuration {list(old.shape)}: two of "
+                        "its steps change one width; do them in two plans"
+                    )
                 if key not in made:
                     made[key] = nn.Parameter(weights[prefix + own], requires_grad=old.requires_grad)
                 module._parameters[own] = made[key]
@@ -227,3 +232,26 @@ def _copy(module: nn.Module, own: str, origin: nn.Module | None, prefix: str) ->
         module._buffers[own] = value.detach().clone()
     else:
         vars(module)[own] = value.detach().clone()
+
+
+def settle(model: Any, like: nn.Module, source: Callable[[str], str] = str) -> None:
+    """Let the class of a model compute what no checkpoint holds; what it does not know is as in another model.
+
+    Args:
+        model: whose weights may be on the meta device.
+        like: the other model.
+        source: the path there of the module of a path here.
+    """
+    flagged: list[Any] = [p for p in model.parameters() if not getattr(p, "_is_hf_initialized", False)]
+    for p in flagged:
+        p._is_hf_initialized = True  # so that no weight is started anew
+    for path, module in model.named_modules():
+        held = set(module.state_dict())
+        own = [name for name, value in module._buffers.items() if value is not None and name not in held]
+        for name in own:
+            value = like.get_submodule(source(path))._buffers[name]
+            module._buffers[name] = None if value is None else value.detach().clone()
+        if own:
+            model._init_weights(module)
+    for p in flagged:
+        del p._is_hf_initialized

@@ -22,6 +22,7 @@ from layerwright.core.rungs.ladder import Ladder
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.staging import check_free, staged
+from layerwright.core.tied import tied
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def reshape_live(model: nn.Module, wish: Wish, base: str) -> tuple[nn.Module, Re
     given = Material.of(wish, model, wish.tokenizer)
     stack = Stack.find(model, given.inputs, wish.blocks)
     new, edit = apply(stack, wish.plan, given.inputs, given.fit)
+    new = tied(new) if wish.export == "tied" else new
     if wish.out is None:
         ladder = climb(wish, edit, stack, new, given, None)
         return new, Reshaped(edit, ladder, base)
@@ -95,7 +97,10 @@ def reshape_stored(source: str | Path, wish: Wish, *, trust_remote_code: bool = 
     with staged(wish.out) as stage:
         try:
             skeleton, _, _ = Skeleton.load(source, trust_remote_code=trust_remote_code)
-            edit = apply_stored(skeleton, wish.plan, stage.folder, blocks=wish.blocks, progress=wish.progress)
+            once = wish.export == "tied"
+            edit = apply_stored(
+                skeleton, wish.plan, stage.folder, blocks=wish.blocks, once=once, progress=wish.progress
+            )
         except (NeedsModel, NotByBlocks) as error:
             wish.say(
                 f"{error}: loading it" if isinstance(error, NeedsModel) else "loading the model: its files do not do"
@@ -119,7 +124,7 @@ def _through_memory(source: str | Path, wish: Wish, folder: Path, trust_remote_c
     model, tokenizer, _ = load_model(source, trust_remote_code=trust_remote_code)
     given = Material.of(wish, model, tokenizer)
     new, edit = apply(Stack.find(model, given.inputs, wish.blocks), wish.plan, given.inputs, given.fit)
-    save_plain(new, folder)
+    save_plain(tied(new) if wish.export == "tied" else new, folder)
     return edit
 
 

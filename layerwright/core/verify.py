@@ -29,6 +29,7 @@ from layerwright.core.rungs.quality import check_tasks, quality
 from layerwright.core.rungs.reload import reload
 from layerwright.core.rungs.speed import speed
 from layerwright.core.rungs.structure import structure
+from layerwright.core.tied import imports_of
 
 _CLIMB: Mapping[str, Callable[[Case], Outcome]] = {
     "structure": structure,
@@ -177,6 +178,7 @@ def verify_folders(
         provenance=record.provenance,
         requirements=asked,
         folder=Path(about["folder"]) if dtype is None else None,
+        imports=imports_of(new),
         documents=given.batches if given is not None and text else (),
         prefix=0 if given is None else given.prefix,
         tokenizer=tokenizer,

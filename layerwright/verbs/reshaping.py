@@ -32,6 +32,7 @@ def reshape(
     max_tokens: int | None = None,
     length: int | None = None,
     seed: int = 0,
+    export: str = "plain",
     trust_remote_code: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -51,6 +52,8 @@ def reshape(
         max_tokens: how much of the data to use.
         length: tokens in a sequence.
         seed: seeds everything random.
+        export: `plain` writes a folder that transformers loads, `tied` a weight that blocks share once, for which
+            transformers needs `import layerwright.core.tied`.
         trust_remote_code: run code that comes with the model.
         progress: show progress bars.
         say: called with a line that a user should read.
@@ -67,6 +70,8 @@ def reshape(
     from layerwright.core.errors import UserError
     from layerwright.core.load import load_model
 
+    if export not in ("plain", "tied"):
+        raise UserError(f"got export {export!r}; expected plain or tied")
     if (plan is None) == (plan_with is None):
         raise UserError("expected a plan, or the name of a planner (--plan-with), and not both")
     with bars(progress) as shown:
@@ -79,7 +84,7 @@ def reshape(
             chosen = _loaded(plan)
         place = None if out is None else Path(out)
         wish = Wish(
-            chosen, data, place, until, blocks, tokenizer, max_tokens, length, seed, shown, say
+            chosen, data, place, until, blocks, tokenizer, max_tokens, length, seed, export, shown, say
         )  # fmt: skip
         if isinstance(model, (str, Path)) and out is not None:
             return None, reshaping.reshape_stored(model, wish, trust_remote_code=trust_remote_code)

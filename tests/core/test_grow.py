@@ -19,10 +19,11 @@ from layerwright.core.rungs.answers import preserved
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.starts import starts
-from layerwright.core.steps.grow import PRESERVES
+from layerwright.core.steps import grow
 from layerwright.core.trace import first_tensor
 
 PRE_NORM = ["llama", "qwen3", "gemma3", "gpt2", "opt", "gpt-neox", "mixtral", "phi", "mamba", "vit"]
+PRESERVES = grow.PRESERVES["depth"]
 RANDOM = [*PRE_NORM, "bert", "convnext", "nn.TransformerEncoder", "own wrapper"]
 
 
@@ -155,7 +156,8 @@ def test_kinds_of_blocks_stay_with_their_places() -> None:
 @pytest.mark.parametrize(
     "name, options, words",
     [
-        ("llama", {"depth": 1}, "at least 2"),
+        ("llama", {"depth": 1}, "expected one of them above 1"),
+        ("llama", {"depth": 0}, "at least 1"),
         ("llama", {"depth": 2, "by": "learn"}, "direct or zero or random"),
         ("llama", {"depth": 2, "order": "mixed"}, "stack or split"),
         ("bert", {"depth": 2, "by": "zero"}, "norms the stream itself"),

@@ -1,25 +1,34 @@
-"""Step that makes a model deeper before training goes on: the atomic operators of growth."""
+"""Step that makes a model larger before training goes on: the atomic operators of growth, in depth and in width."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
 import torch
 
-from layerwright.core.draft import Block, Draft, changed
+from layerwright.core.draft import Block, Draft, Weights, changed
 from layerwright.core.errors import NeedsModel, UserError
+from layerwright.core.frame import container_of, host_of
+from layerwright.core.growth import wider_weight
 from layerwright.core.starts import Start, drawn, starts
 from layerwright.core.steps.choice import one_of, whole
 from layerwright.core.steps.step import step
+from layerwright.core.wider import Widening, widening
 
-# What each operator leaves of the function.
-PRESERVES: Mapping[str, str] = MappingProxyType({"direct": "none", "zero": "exact", "random": "none"})
+# What each operator leaves of the function, in depth and in width.
+PRESERVES: Mapping[str, Mapping[str, str]] = MappingProxyType({
+    "depth": MappingProxyType({"direct": "none", "zero": "exact", "random": "none"}),
+    "width": MappingProxyType({"direct": "exact", "zero": "approximate", "random": "none"}),
+})  # fmt: skip
 
 
 @step(preserving="none")
-def grow(draft: Draft, depth: int, by: str = "direct", order: str = "stack", seed: int = 0) -> Draft:
-    """Make the tower so many times as deep, by one of the operators of growth.
+def grow(
+    draft: Draft, depth: int = 1, width: int = 1, by: str = "direct", order: str = "stack", seed: int = 0
+) -> Draft:
+    """Make the model so many times as deep or as wide, by one of the operators of growth.
 
     With W_l the weights of block l and L the depth, the new block j is, by
 
@@ -28,19 +37,36 @@ def grow(draft: Draft, depth: int, by: str = "direct", order: str = "stack", see
         random   as the model's class starts a block: normal numbers of its mean and spread, norms and biases fixed
 
     where blocks of the base stay what they are: the first L of a stack, the first of each few that are split.
+    In width f the stream, and heads and hidden units where they can, become f times as many. A weight becomes, by
+
+        direct   W'[a, b] = W[g(a), g(b)] / f, copies side by side: the function stays what it is
+        zero     [[W, R], [0, R]]: what is new is zero until it is trained; norms are scaled by f^-1/2 for it, which
+                 leaves the function nearly what it was where they take no mean away
+        random   [[W, R], [R, R]], R as the model's class starts the weight
 
     Args:
         draft: the model so far.
         depth: how many times as deep.
+        width: how many times as wide.
         by: the operator.
         order: `stack` puts new blocks on top, `split` each after the block that it takes after.
         seed: of random numbers.
 
-    Reference: Du et al. 2024, Stacking Your Transformers (arXiv:2405.15319), where stacking by `direct` is best.
+    Reference: arXiv 2405.15319, where stacking by `direct` is best.
     """
-    times = whole(depth, "depth", 2)
-    one_of(by, "by", tuple(PRESERVES))
-    stack = one_of(order, "order", ("stack", "split")) == "stack"
+    if whole(depth, "depth") == whole(width, "width") == 1:
+        raise UserError("got depth 1 and width 1, which leave the model as it is; expected one of them above 1")
+    one_of(by, "by", tuple(PRESERVES["depth"]))
+    one_of(order, "order", ("stack", "split"))
+    if depth > 1:
+        draft = _deeper(draft, depth, by, order == "stack", seed)
+    return _wider(draft, width, by, seed) if width > 1 else draft
+
+
+# In depth
+
+
+def _deeper(draft: Draft, times: int, by: str, stack: bool, seed: int) -> Draft:
     count = draft.depth
     places = [j % count if stack else j // times for j in range(count * times)]
     new = [j >= count if stack else bool(j % times) for j in range(count * times)]
@@ -86,3 +112,36 @@ class _Fresh:
         if make not in self._known:
             self._known[make] = starts(block, stack.model)
         return self._known[make]
+
+
+# In width
+
+
+def _wider(draft: Draft, factor: int, by: str, seed: int) -> Draft:
+    if not draft.as_is:
+        raise NeedsModel("a wider stream")
+    config, stack = draft.config, host_of(draft.anatomy.stack)[1]
+    plan = widening(stack.model, config, container_of(stack)[0], stack.width, factor)
+    blocks = [_wider_block(j, block, plan, factor, by, seed) for j, block in enumerate(draft.blocks)]
+    outside = {
+        name: partial(wider_weight, role=role, factor=factor, by=by, seed=seed, name=name)
+        for name, role in plan.outside.items()
+    }
+    draft = draft.of(blocks).around(outside)
+    for name, value in plan.settings.items():
+        if name in draft.settings:
+            raise UserError(f"a step before this one changes {name}; grow in width before steps that widen")
+        draft = draft.setting(name, value)
+    return draft
+
+
+def _wider_block(place: int, block: Block, plan: Widening, factor: int, by: str, seed: int) -> Block:
+    made = Weights(block.weights)
+    for name, role in plan.blocks[block.source].items():
+        weight = block.weights[name]
+        if tuple(weight.shape) != plan.shapes[block.source][name]:
+            raise UserError(f"{name} has another shape than in the base; grow in width before steps that widen")
+        # What blocks share stays one weight, and is drawn once.
+        key = f"shared {block.tied[name]}" if name in block.tied else f"{place} {name}"
+        made[name] = wider_weight(weight, role, factor, by, seed, key)
+    return block._replace(weights=made)
