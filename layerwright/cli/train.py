@@ -48,6 +48,6 @@ def train(
     if as_json:
         print(json.dumps(found.to_dict(), allow_nan=False))
     else:
-        from layerwright.report import terminal
+        from layerwright.report import trained
 
-        terminal.training(found, folder=out)
+        trained.show(found, folder=out)

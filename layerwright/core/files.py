@@ -30,7 +30,7 @@ def write_files(folder: Path, files: Mapping[str, Callable[[], str | bytes]]) ->
         for beside, target in fresh:
             beside.replace(target)
         for parent in {target.parent for _, target in fresh}:
-            _flush_folder(parent)
+            flush(parent)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder}: {error.strerror or error}; free some space or choose another --out"
@@ -40,15 +40,18 @@ def write_files(folder: Path, files: Mapping[str, Callable[[], str | bytes]]) ->
             beside.unlink(missing_ok=True)
 
 
-def _flush_folder(folder: Path) -> None:
-    """Make renames in a folder outlive a power cut, where the system can."""
+def flush(path: Path) -> None:
+    """Make what was written to a file, or renamed in a folder, outlive a power cut.
+
+    Raises:
+        OSError: the disk is full, or cannot be written. Not every system can flush a folder: that is no error.
+    """
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+        if not path.is_dir():
+            raise

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerwright.core.errors import UserError
+from layerwright.core.files import flush
 from layerwright.core.load import first_line
 
 
@@ -39,9 +40,9 @@ class Stage:
     def _move(self, target: Path) -> Path:
         for file in self.folder.rglob("*"):
             if file.is_file():
-                _flush(file)
+                flush(file)
         self.folder.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
         return target
 
 
@@ -74,14 +75,3 @@ def check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise UserError(f"{out} {what}; choose another --out, or remove it")
-
-
-def _flush(path: Path) -> None:
-    """Make what was written outlive a power cut, where the system can."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)

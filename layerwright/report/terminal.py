@@ -178,7 +178,7 @@ def _print_finding(console: Console, finding: Finding) -> None:
 def _print_comparison(console: Console, name: str, summed: pd.DataFrame) -> None:
     console.print(f"Against {name}: this model minus the other", style="bold", markup=False)
     content = [
-        (row.measure, f"{row.apart:.0f} of {row.rows}" if pd.notna(row.apart) else "", *map(_number, row[4:]))
+        (row.measure, f"{row.apart:.0f} of {row.rows}" if pd.notna(row.apart) else "", *map(number, row[4:]))
         for row in summed.itertuples()
     ]
     rows(("measure", "intervals apart", "mean difference", "largest"), content, console)
@@ -240,12 +240,13 @@ def explain_claim(claim: Claim, verdict: Mapping[str, Any], console: Console | N
     if numbers:
         console.print()
         cells = [
-            (n["meaning"], _number(n["value"]), _number(n["low"]), _number(n["high"]), n["expected"]) for n in numbers
+            (n["meaning"], number(n["value"]), number(n["low"]), number(n["high"]), n["expected"]) for n in numbers
         ]
         rows(("number", "mean", "low", "high", "expected"), cells, console)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number in three digits, or `none`."""
     return "none" if value is None else f"{value:.3g}"
 
 
@@ -284,23 +285,3 @@ def explain_function(
     console.print(Text(name, "bold"))
     record(facts, console)
     console.print(Text("\n" + (inspect.getdoc(function) or "")))
-
-
-def training(found: Any, folder: Path | None = None, console: Console | None = None) -> None:
-    """Print what training on came to: the curve in a few rows, then the held-out loss before and after."""
-    console = console or Console(highlight=False)
-    measured = found.curve[found.curve["validation_loss"].notna()]
-    cells = [
-        (f"{row.step}", f"{row.tokens:,}", _number(row.loss if row.step else None), f"{row.validation_loss:.4f}")
-        for row in measured.itertuples()
-    ]
-    rows(("step", "tokens", "loss", "held-out loss"), cells, console)
-    change = found.held_out
-    console.print(
-        f"\nheld-out loss {change.before:.4f} → {change.after:.4f} nat/token, change {change.change:+.4f} "
-        f"[{change.low:+.4f}, {change.high:+.4f}]"
-    )
-    for note in found.notes:
-        console.print(f"note: {note}")
-    if folder is not None:
-        console.print(f"\nsaved in {folder}", soft_wrap=True)

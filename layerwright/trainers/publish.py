@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from layerwright.core.errors import UserError
-from layerwright.core.files import write_files
+from layerwright.core.export import separate
+from layerwright.core.files import flush, write_files
 from layerwright.core.json_objects import read_object
 from layerwright.core.load import first_line, quietly
 
@@ -80,7 +80,7 @@ def publish(
     shutil.rmtree(stage, ignore_errors=True)
     try:
         with quietly():
-            model.save_pretrained(stage, state_dict=_separate(model))  # type: ignore[operator]
+            model.save_pretrained(stage, state_dict=separate(model))  # type: ignore[operator]
             if tokenizer is not None:
                 tokenizer.save_pretrained(stage)
         files: dict[str, Callable[[], str]] = {RECORD: lambda: json.dumps(document, indent=1, allow_nan=False)}
@@ -88,7 +88,7 @@ def publish(
             files[PAGE] = lambda: page(document)
         write_files(stage, files)
         for file in stage.iterdir():
-            _flush(file)
+            flush(file)
         for file in sorted(stage.iterdir(), key=lambda file: (*(file.name == last for last in _LAST[::-1]), file.name)):
             file.replace(out / file.name)
     except UserError:
@@ -103,26 +103,3 @@ def publish(
     except (ValueError, RuntimeError) as error:
         shutil.rmtree(stage, ignore_errors=True)
         raise UserError(f"transformers cannot save {type(model).__name__}: {first_line(error)}") from None
-
-
-def _separate(model: nn.Module) -> dict[str, Tensor]:
-    """The weights, with a copy for every further place of a weight that the model does not declare as tied.
-
-    Only declared ties survive a file: of any other shared weight, transformers would refuse to save the second place.
-    """
-    declared = getattr(model, "all_tied_weights_keys", None) or {}
-    seen: set[int] = set()
-    separate = {}
-    for name, x in model.state_dict().items():
-        separate[name] = x.clone() if x.data_ptr() in seen and name not in declared else x
-        seen.add(x.data_ptr())
-    return separate
-
-
-def _flush(file: Path) -> None:
-    if file.is_file():
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
