@@ -42,7 +42,7 @@ def list_(
         rows = [(p.name, p.tier, p.title) for p in _planners().values()]
         terminal.rows(("planner", "tier", "what it proposes"), rows)
     elif kind is Kind.steps:
-        rows = [(s.name, s.preserving, s.title) for s in _steps().values()]
+        rows = [(s.name, s.keeps, s.title) for s in _steps().values()]
         terminal.rows(("step", "preserving", "what it does"), rows)
     elif kind is Kind.measures:
         rows = [(m.name, m.tier, m.title) for m in _measures().values()]
@@ -70,7 +70,7 @@ def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="What `lw l
         terminal.explain_function(name, p.function, facts)
         return
     if name in steps:
-        terminal.explain_function(name, steps[name].function, {"preserving": steps[name].preserving})
+        terminal.explain_function(name, steps[name].function, {"preserving": steps[name].keeps})
         return
     from layerwright import verbs
 

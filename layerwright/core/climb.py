@@ -22,7 +22,7 @@ from layerwright.core.rungs.answers import read_answer
 from layerwright.core.rungs.ladder import Ladder
 from layerwright.core.side_by_side import can_stand_side_by_side, side_by_side
 from layerwright.core.stack import Stack
-from layerwright.core.steps import STEPS
+from layerwright.core.steps import preserved_by
 from layerwright.core.tied import imports_of
 from layerwright.core.verify import Case, Preserved, preserved, verify
 
@@ -164,7 +164,7 @@ def _measured(stack: Stack, plan: Plan, given: Material, blocks: str | None) -> 
     for step in plan.steps:
         ((name, _),) = step.items()
         after, _ = apply(at, Plan((step,)), given.inputs, given.fit)
-        found.append(preserved(before, after, given.inputs, step=name, declared=STEPS[name].preserving))
+        found.append(preserved(before, after, given.inputs, step=name, declared=preserved_by(step)))
         if len(found) < len(plan.steps):
             before, at = after, Stack.find(after, given.inputs, blocks)
     return found

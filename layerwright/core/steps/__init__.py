@@ -15,3 +15,4 @@ from layerwright.core.steps.step import Step as Step
 from layerwright.core.steps.step import apply_step as apply_step
 from layerwright.core.steps.step import check_step as check_step
 from layerwright.core.steps.step import only_order as only_order
+from layerwright.core.steps.step import preserved_by as preserved_by

@@ -12,7 +12,11 @@ from layerwright.core.steps.choice import number
 from layerwright.core.steps.step import step
 
 
-@step(preserving="none")
+def _kept(norms: Any = False, **rest: Any) -> str:
+    return "exact" if norms else "none"
+
+
+@step(preserving=_kept)
 def fold(
     draft: Draft,
     norms: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from layerwright.core.frame import container_of, host_of
 from layerwright.core.growth import wider_weight
 from layerwright.core.starts import Start, drawn, starts
 from layerwright.core.steps.choice import one_of, whole
-from layerwright.core.steps.step import step
+from layerwright.core.steps.step import PRESERVING, step
 from layerwright.core.wider import Widening, widening
 
 # What each operator leaves of the function, in depth and in width.
@@ -24,7 +25,13 @@ PRESERVES: Mapping[str, Mapping[str, str]] = MappingProxyType({
 })  # fmt: skip
 
 
-@step(preserving="none")
+def _kept(depth: int, width: int, by: str, **rest: Any) -> str:
+    """What is left of the function by both directions: the lesser of the two."""
+    found = [PRESERVES[way].get(by, "none") for way, times in (("depth", depth), ("width", width)) if times != 1]
+    return max(found, key=PRESERVING.index, default="none")
+
+
+@step(preserving=_kept)
 def grow(
     draft: Draft, depth: int = 1, width: int = 1, by: str = "direct", order: str = "stack", seed: int = 0
 ) -> Draft:

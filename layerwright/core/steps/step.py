@@ -13,6 +13,7 @@ from layerwright.core.registry import nearest
 
 Function = Callable[..., Draft]
 PRESERVING = ("exact", "approximate", "none")
+BY_OPTIONS = "by options"
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Step:
         name: in plans.
         function: from a draft and options to a draft.
         options: their names and defaults; `inspect.Parameter.empty` where one must be given.
-        preserving: whether the model that comes out computes the same: `exact` but for rounding, `approximate`, `none`.
+        preserving: whether the model that comes out computes the same: `exact` but for rounding, `approximate`, `none`,
+            or a function that tells which from the options.
         chooses: whether it only says which blocks run, and leaves their weights as they are.
         title: one line.
     """
@@ -31,21 +33,26 @@ class Step:
     name: str
     function: Function
     options: Mapping[str, Any]
-    preserving: str
+    preserving: str | Callable[..., str]
     chooses: bool
     title: str
+
+    @property
+    def keeps(self) -> str:
+        """What it leaves of the function, in words."""
+        return self.preserving if isinstance(self.preserving, str) else BY_OPTIONS
 
 
 STEPS: dict[str, Step] = {}
 
 
-def step(*, preserving: str, chooses: bool = False) -> Callable[[Function], Function]:
+def step(*, preserving: str | Callable[..., str], chooses: bool = False) -> Callable[[Function], Function]:
     """Register a function as a step. Its first argument is the draft, the others are options by keyword.
 
     Raises:
         ValueError: the name is taken, or `preserving` is not one of `exact`, `approximate`, `none`.
     """
-    if preserving not in PRESERVING:
+    if isinstance(preserving, str) and preserving not in PRESERVING:
         raise ValueError(f"preserving {preserving!r}: expected one of {', '.join(PRESERVING)}")
 
     def register(function: Function) -> Function:
@@ -98,6 +105,19 @@ def apply_step(draft: Draft, given: Mapping[str, Any]) -> Draft:
         raise UserError(f"step {name}: {error}") from None
 
 
+def preserved_by(given: Mapping[str, Any]) -> str:
+    """What a step of a plan leaves of the function: `exact`, `approximate` or `none`.
+
+    Example:
+        >>> from layerwright.core.steps import preserved_by
+        >>> preserved_by({"insert": [3]}), preserved_by({"fold": {"norms": True}}), preserved_by({"drop": [3]})
+        ('exact', 'exact', 'none')
+    """
+    ((name, _),) = given.items()
+    known = STEPS[name]
+    return known.preserving if isinstance(known.preserving, str) else known.preserving(**_all_options(given))
+
+
 def only_order(steps: Iterable[Mapping[str, Any]], depth: int) -> tuple[int, ...]:
     """Which blocks of a tower run after steps that only choose among them.
 
@@ -111,6 +131,12 @@ def only_order(steps: Iterable[Mapping[str, Any]], depth: int) -> tuple[int, ...
             raise UserError(f"step {name} changes weights: an order of blocks does not say what the model will be")
         draft = apply_step(draft, given)
     return tuple(block.source for block in draft.blocks)
+
+
+def _all_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a step, defaults where the plan says nothing."""
+    ((name, _),) = given.items()
+    return {**STEPS[name].options, **_options(given)}
 
 
 def _options(given: Mapping[str, Any]) -> dict[str, Any]:
