@@ -394,7 +394,7 @@ def commit(self, name, packet):
     os.kill(os.getpid(), signal.SIGKILL)
 
 RunFolder.commit = commit
-from layerwright import verbs
+from layerwright import cli
 cli.main()
 """
 

@@ -40,7 +40,7 @@ def reshape(
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the new model goes.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and change nothing.")] = False,
     until: Until = "reload",
-    export: Annotated[str, typer.Option(metavar="plain|tied", help="How shared weights are saved.")] = "plain",
+    export: Annotated[str, typer.Option(metavar="plain|tied|remote", help="How shared weights are saved.")] = "plain",
     text: Text = None,
     images: Images = None,
     arrays: Arrays = None,
@@ -61,6 +61,7 @@ def reshape(
     data = data_of(model, text, images, arrays)
     from layerwright import verbs
     from layerwright.core.plan import Plan
+    from layerwright.core.tied import check_export
 
     common: dict[str, Any] = {
         "blocks": blocks, "max_tokens": max_tokens, "length": length, "seed": seed, "progress": sys.stderr.isatty(),
@@ -70,6 +71,7 @@ def reshape(
         chosen = Plan.load(plan)
     else:
         assert plan_with is not None
+        check_export(export)  # before the work, not after it
         chosen = verbs.propose(model, plan_with, data, options=options_of(options or [], plan_with), **common)
     if dry_run:
         print(json.dumps(chosen.to_dict()) if as_json else chosen.to_yaml(), end="\n" if as_json else "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from layerwright.core.errors import NeedsModel, UserError
 from layerwright.core.fit import instead, last_matrix
 from layerwright.core.inputs import Inputs, on_device, small
+from layerwright.core.queries import Piece, query_pieces
 from layerwright.core.quiet import undisturbed
 from layerwright.core.replay import Replay
 from layerwright.core.stack import Stack
@@ -98,6 +100,14 @@ class Anatomy:
         """Along which axis each matrix of a block meets its input."""
         return self._once("input_axes", k, self._input_axes)
 
+    def queries(self, k: int) -> tuple[Piece, ...]:
+        """The pieces of a block's weights that, times c, make the queries of its self-attention c times, and no more.
+
+        Raises:
+            UserError: no attention is seen, or there are no such pieces.
+        """
+        return self._once("queries", k, self._queries)
+
     def fitted(self, start: int, stop: int, by: int) -> dict[str, Tensor]:
         """The last matrix of block `by`, fitted so that it does alone what blocks `start` to `stop` do (`core/fit.py`).
 
@@ -158,6 +168,10 @@ class Anatomy:
         if relative_error(half - none, 0.5 * (whole - none)) > _SAME:
             raise UserError(f"block {k} norms what its parts add, so that no weight scales it")
         return names
+
+    def _queries(self, k: int) -> tuple[Piece, ...]:
+        title, run = f"block {k} ({self.stack.tower.block_class})", partial(self.replay.block, k)
+        return query_pieces(title, self._block(k), run, self.replay.states[k], self._as_they_run(k))
 
     def _as_they_run(self, k: int) -> list[str]:
         """Names of a block's weights in the order in which their modules run; those that did not run come first."""

@@ -9,13 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from layerwright.core.checksums import MANIFEST
+from layerwright.core.tied import CODE
 from layerwright.core.weight_files import INDEX
 
 RECORD = "reshape.json"
 CARD = "README.md"
 # Weights in this and other forms, and what is written anew.
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".pkl", ".index.json")
-_OWN = ("config.json", INDEX, MANIFEST, RECORD)
+_OWN = ("config.json", INDEX, MANIFEST, RECORD, CODE.name)
+# Part of the card as long as there is code in the folder.
+_ON_CODE = f"""
+## Python code in this folder
+
+Blocks of this model share weights, and each shared weight is in the file once. transformers alone does not know such
+files, and refuses them. `{CODE.name}` says which weights are one, and **who loads this folder with
+`trust_remote_code=True` runs that file**: read it first, or trust whoever published it.
+
+    AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)  # or the Auto class that fits
+
+The safe form is a plain folder, which is larger and needs no code: `lw reshape ... --export plain` writes it. Where
+layerwright is installed, `import layerwright.core.tied` is enough, and nothing in the folder is run.
+"""
 
 
 def copy_others(source: Path, target: Path) -> None:
@@ -31,7 +45,7 @@ def write_record(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def write_card(folder: Path, document: Mapping[str, Any], lines: list[str]) -> None:
-    """A section at the end of the model card, or a card of its own."""
+    """A section at the end of the model card, or a card of its own; where code comes along, with its warning."""
     plan = document["plan"]
     steps = "\n".join(f"- `{json.dumps(step)}`" for step in plan["steps"])
     why = f"\n{plan['why']}\n" if plan.get("why") else ""
@@ -44,7 +58,8 @@ def write_card(folder: Path, document: Mapping[str, Any], lines: list[str]) -> N
     )
     card = folder / CARD
     before = card.read_text(encoding="utf-8") if card.is_file() else f"# {folder_name(document)}\n"
-    card.write_text(before + section, encoding="utf-8")
+    code = _ON_CODE if (folder / CODE.name).is_file() else ""
+    card.write_text(before.replace(_ON_CODE, "") + section + code, encoding="utf-8")
 
 
 def folder_name(document: Mapping[str, Any]) -> str:

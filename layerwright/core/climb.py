@@ -46,7 +46,7 @@ class Wish:
         max_tokens: how much of the data to use.
         length: tokens in a document.
         seed: seeds everything random.
-        export: `plain`, or `tied` to save a weight that blocks share once, for our own class.
+        export: `plain`, or a weight that blocks share once: `tied` for our own class, `remote` with code beside it.
         progress: called with a stage, the work done and the work there is.
         say: called with a line that a user should read.
     """

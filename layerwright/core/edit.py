@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from layerwright.core.base import LiveBase, StoredBase
 from layerwright.core.draft import Draft
-from layerwright.core.errors import NeedsModel, UserError
+from layerwright.core.errors import NeedsModel, NotByBlocks, UserError
 from layerwright.core.frame import config_of, fill, frame_of_config, frame_of_modules, put_back, settle
 from layerwright.core.inputs import Inputs
 from layerwright.core.load import check_keys, first_line, quietly
@@ -23,7 +23,7 @@ from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.steps import apply_step
 from layerwright.core.tensor_writer import Item, Progress, write_tensors
-from layerwright.core.tied import tied_class, tied_config, ties_between
+from layerwright.core.tied import plain, ties_between, with_ties
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def apply_stored(
     folder: Path,
     *,
     blocks: str | None = None,
-    once: bool = False,
+    export: str = "plain",
     progress: Progress = lambda stage, done, total: None,
 ) -> Edit:
     """Write the weights and the configuration of what a plan makes of a checkpoint, without loading it.
@@ -103,7 +103,7 @@ def apply_stored(
         plan: what to do.
         folder: an empty folder.
         blocks: path of the tower, where the model has several.
-        once: write a weight that blocks share once, for the class of `core/tied.py`.
+        export: as in a wish; any but `plain` writes a weight that blocks share once (`core/tied.py`).
         progress: called with the MiB written.
 
     Raises:
@@ -111,6 +111,8 @@ def apply_stored(
             its weights would not fit it.
         OSError: the disk is full, or cannot be written.
     """
+    if plain(skeleton.model) is not skeleton.model:
+        raise NotByBlocks(f"{skeleton.checkpoint.folder} is for blocks that share weights; reshape the model in memory")
     base = StoredBase(skeleton, blocks)
     sha256 = base.fingerprint()
     check_base(plan, sha256)
@@ -123,8 +125,8 @@ def apply_stored(
     loose = {n: draft.outside.get(base.places.get(n, n), _as_is)(r) for n, r in base.loose().items()}
     recipes = named(draft, [f"{base.stem}{j}" for j in range(draft.depth)], loose)
     config, kind = config_of(skeleton.model.config, entries), type(skeleton.model)
-    if once:
-        config, kind, recipes = _once(base, draft, config, recipes)
+    if export != "plain":
+        kind, config, recipes = _once(base, draft, config, recipes, code=export == "remote")
     _check_fits(kind, config, recipes)
     with quietly():
         config.save_pretrained(folder)
@@ -218,21 +220,19 @@ def _tied(stack: Stack, draft: Draft, paths: Sequence[str]) -> dict[str, Any]:
 # On disk
 
 
-def _once(base: StoredBase, draft: Draft, config: Any, recipes: Mapping[str, Tensor]) -> tuple[Any, Any, Any]:
-    """Configuration, class and recipes of a model whose shared weights are in the file once."""
+def _once(
+    base: StoredBase, draft: Draft, config: Any, recipes: Mapping[str, Tensor], *, code: bool
+) -> tuple[Any, Any, Any]:
+    """Class, configuration and recipes of a model whose shared weights are in the file once."""
     if not base.as_is:
         raise NeedsModel("an export of shared weights")
     module = base.model.get_submodule
     own = [dict(module(f"{base.container}.{b.source}").named_parameters()) for b in draft.blocks]
     numbers = [{n: k for n, k in b.tied.items() if n in names} for b, names in zip(draft.blocks, own)]
     ties = ties_between(numbers, [f"{base.container}.{j}" for j in range(draft.depth)])
-    if not ties:
-        raise UserError("no two blocks share a weight, so that there is nothing to save once; use --export plain")
+    kind, config = with_ties(type(base.model), config, ties, code=code)
     left_out = ties_between(numbers, [f"{base.stem}{j}" for j in range(draft.depth)])
-    kind: Any = type(base.model)
-    config, kind = tied_config(config, ties), tied_class(kind)
-    config.architectures = [kind.__name__]
-    return config, kind, {name: recipe for name, recipe in recipes.items() if name not in left_out}
+    return kind, config, {name: recipe for name, recipe in recipes.items() if name not in left_out}
 
 
 def _check_fits(kind: Any, config: Any, recipes: Mapping[str, Tensor]) -> None:

@@ -148,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def model_class(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> tuple[Any, tuple[str, ...]]:
     """The class that the checkpoint was saved from, so that its head is kept; AutoModel where none is named."""
     if (shared := tied.class_of(config)) is not None:
-        return shared, ()
+        return shared, ()  # our own class, also where code comes with the folder: that is not run
     names = config.get("architectures") or ["none"]
     native = getattr(transformers, str(names[0]), None)
     if isinstance(native, type) and issubclass(native, transformers.PreTrainedModel):

@@ -21,8 +21,8 @@ from layerwright.core.recipe import Recipe
 from layerwright.core.rungs.ladder import Ladder
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
-from layerwright.core.staging import check_free, staged
-from layerwright.core.tied import tied
+from layerwright.core.staging import Stage, check_free, staged
+from layerwright.core.tied import WARNING, exported
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def reshape_live(model: nn.Module, wish: Wish, base: str) -> tuple[nn.Module, Re
     given = Material.of(wish, model, wish.tokenizer)
     stack = Stack.find(model, given.inputs, wish.blocks)
     new, edit = apply(stack, wish.plan, given.inputs, given.fit)
-    new = tied(new) if wish.export == "tied" else new
+    new = exported(new, wish.export)
     if wish.out is None:
         ladder = climb(wish, edit, stack, new, given, None)
         return new, Reshaped(edit, ladder, base)
@@ -79,7 +79,7 @@ def reshape_live(model: nn.Module, wish: Wish, base: str) -> tuple[nn.Module, Re
         save_plain(new, stage.folder, wish.tokenizer)
         ladder = climb(wish, edit, stack, new, given, stage.folder)
         result = Reshaped(edit, ladder, base)
-        return new, replace(result, folder=_released(stage, result))
+        return new, replace(result, folder=_released(wish, stage, result))
 
 
 def reshape_stored(source: str | Path, wish: Wish, *, trust_remote_code: bool = False) -> Reshaped:
@@ -97,9 +97,8 @@ def reshape_stored(source: str | Path, wish: Wish, *, trust_remote_code: bool = 
     with staged(wish.out) as stage:
         try:
             skeleton, _, _ = Skeleton.load(source, trust_remote_code=trust_remote_code)
-            once = wish.export == "tied"
             edit = apply_stored(
-                skeleton, wish.plan, stage.folder, blocks=wish.blocks, once=once, progress=wish.progress
+                skeleton, wish.plan, stage.folder, blocks=wish.blocks, export=wish.export, progress=wish.progress
             )
         except (NeedsModel, NotByBlocks) as error:
             wish.say(
@@ -109,22 +108,25 @@ def reshape_stored(source: str | Path, wish: Wish, *, trust_remote_code: bool = 
         copy_others(folder, stage.folder)
         ladder = _check_saved(source, wish, edit, stage.folder)
         result = Reshaped(edit, ladder, str(source))
-        return replace(result, folder=_released(stage, result))
+        return replace(result, folder=_released(wish, stage, result))
 
 
-def _released(stage: Any, result: Reshaped) -> Path:
+def _released(wish: Wish, stage: Stage, result: Reshaped) -> Path:
     """The folder with its record, in its place, or beside it where the ladder failed."""
     document = result.to_dict()
     write_record(stage.folder, document)
     write_card(stage.folder, document, result.ladder.lines() if result.ladder else [])
-    return stage.publish() if result.ok else stage.mark()
+    folder = stage.publish() if result.ok else stage.mark()
+    if wish.export == "remote":
+        wish.say(WARNING)
+    return folder
 
 
 def _through_memory(source: str | Path, wish: Wish, folder: Path, trust_remote_code: bool) -> Edit:
     model, tokenizer, _ = load_model(source, trust_remote_code=trust_remote_code)
     given = Material.of(wish, model, tokenizer)
     new, edit = apply(Stack.find(model, given.inputs, wish.blocks), wish.plan, given.inputs, given.fit)
-    save_plain(tied(new) if wish.export == "tied" else new, folder)
+    save_plain(exported(new, wish.export), folder)
     return edit
 
 

@@ -53,7 +53,8 @@ def reshape(
         length: tokens in a sequence.
         seed: seeds everything random.
         export: `plain` writes a folder that transformers loads, `tied` a weight that blocks share once, for which
-            transformers needs `import layerwright.core.tied`.
+            transformers needs `import layerwright.core.tied`, `remote` the same with a Python file that says how, for
+            which it needs `trust_remote_code=True`: who says so runs that file.
         trust_remote_code: run code that comes with the model.
         progress: show progress bars.
         say: called with a line that a user should read.
@@ -69,9 +70,9 @@ def reshape(
     from layerwright.core.climb import Wish
     from layerwright.core.errors import UserError
     from layerwright.core.load import load_model
+    from layerwright.core.tied import check_export
 
-    if export not in ("plain", "tied"):
-        raise UserError(f"got export {export!r}; expected plain or tied")
+    check_export(export)
     if (plan is None) == (plan_with is None):
         raise UserError("expected a plan, or the name of a planner (--plan-with), and not both")
     with bars(progress) as shown:

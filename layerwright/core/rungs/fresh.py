@@ -1,6 +1,6 @@
 """Run in a process of its own: load a folder with plain transformers and say what came of it.
 
-Nothing of this package is imported here. What goes in and out are JSON and safetensors files.
+Nothing of this package is imported but what the request says. What goes in and out are JSON and safetensors files.
 """
 
 from __future__ import annotations
@@ -79,10 +79,12 @@ def _loaded(request: Mapping[str, Any]) -> tuple[nn.Module, dict[str, set[str]]]
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     known = [transformers, *(importlib.import_module(name) for name in request["imports"])]
-    folder = request["folder"]
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    folder, trusted = request["folder"], request["trust_remote_code"]
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
     name = (getattr(config, "architectures", None) or [""])[0]
-    made_by = next((getattr(module, name) for module in known if name and hasattr(module, name)), None)
+    # A class that comes with the folder is found by the Auto class that is told so.
+    autos = [auto for auto, code in config.auto_map.items() if code.endswith(f".{name}")] if trusted else [name]
+    made_by = next((getattr(m, auto) for m in known for auto in autos if auto and hasattr(m, auto)), None)
     if made_by is None:
         raise ValueError(f"config.json names the architecture {name!r}, which transformers does not have")
     model, keys = made_by.from_pretrained(
@@ -91,7 +93,7 @@ def _loaded(request: Mapping[str, Any]) -> tuple[nn.Module, dict[str, set[str]]]
         dtype="auto",
         use_safetensors=True,
         local_files_only=True,
-        trust_remote_code=False,
+        trust_remote_code=trusted,
         ignore_mismatched_sizes=True,  # so that they are listed
         output_loading_info=True,
         **request["options"],
@@ -122,4 +124,7 @@ _KINDS = ("missing", "unexpected", "mismatched")
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(Path(sys.argv[1]))
+    desk = Path(sys.argv[1])
+    if not json.loads((desk / "request.json").read_text())["imports"]:
+        sys.modules["layerwright"] = None  # type: ignore[assignment]  # it is not found, as where it is not installed
+    main(desk)

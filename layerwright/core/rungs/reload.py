@@ -20,17 +20,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
-from layerwright.core.load import quietly
+from layerwright.core.load import quietly, read_json
 from layerwright.core.replay import Replay
 from layerwright.core.rungs import fresh
 from layerwright.core.rungs.answers import largest, read_answer
 from layerwright.core.rungs.case import Case
 from layerwright.core.rungs.outcome import FAILED, PASSED, Outcome, not_run
 from layerwright.core.shards import Checkpoint
+from layerwright.core.tied import CODE, brings_code
 
 _PACKAGE = Path(__file__).parents[3]
 _ALIGNMENT = 64
 _LIMIT = "no key too many or too few, error 0"
+_PLAIN = "in plain transformers"
 
 
 def reload(case: Case) -> Outcome:
@@ -39,8 +41,10 @@ def reload(case: Case) -> Outcome:
         return not_run(f"{type(case.after).__name__} is no model of transformers: there is no folder to load it from")
     if case.folder is None and case.save is None:
         return not_run("the new model was not saved")
-    if case.imports and case.requirements.get("reload") == "plain":
-        return Outcome(FAILED, f"only loads after `import {case.imports[0]}`; the plan asks for a plain folder", _LIMIT)
+    if (how := _how(case)) != _PLAIN and case.requirements.get("reload") == "plain":
+        return Outcome(FAILED, f"only loads {how}; the plan asks for a plain folder", _LIMIT)
+    if case.folder is not None and _with_code(case) and (foreign := _foreign_code(case.folder)):
+        return not_run(f"{foreign}, and code of others is not run here; load the folder yourself if you trust it")
     with tempfile.TemporaryDirectory(prefix="reload-") as scratch:
         folder = case.folder
         if folder is None:
@@ -61,6 +65,7 @@ def in_fresh_process(case: Case, folder: Path, desk: Path) -> tuple[dict[str, An
     request = {
         "folder": str(folder.resolve()),
         "imports": list(case.imports),
+        "trust_remote_code": _with_code(case),
         "options": {} if attention is None else {"attn_implementation": attention},
         "blocks": list(case.new.tower.block_paths),
         "device": str(case.new_pass.states[0].device),
@@ -69,6 +74,7 @@ def in_fresh_process(case: Case, folder: Path, desk: Path) -> tuple[dict[str, An
     (desk / "request.json").write_text(json.dumps(request))
     save_file(_named(case), desk / "inputs.safetensors")
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    environment["HF_MODULES_CACHE"] = str(desk / "modules")  # where transformers copies the code that it runs
     if case.imports:
         environment["PYTHONPATH"] = os.pathsep.join([str(_PACKAGE), os.environ.get("PYTHONPATH", "")]).rstrip(
             os.pathsep
@@ -79,6 +85,27 @@ def in_fresh_process(case: Case, folder: Path, desk: Path) -> tuple[dict[str, An
     if done.returncode or not (desk / "answer.json").exists():
         return {"error": _ended(done)}, {}
     return json.loads((desk / "answer.json").read_text()), load_file(desk / "answer.safetensors")
+
+
+def _how(case: Case) -> str:
+    """How a fresh process gets to load what the new model saves."""
+    if case.imports:
+        return f"after `import {case.imports[0]}`"
+    return f"with trust_remote_code=True, by {CODE.name}" if _with_code(case) else _PLAIN
+
+
+def _with_code(case: Case) -> bool:
+    return brings_code(getattr(case.after, "config", None))
+
+
+def _foreign_code(folder: Path) -> str | None:
+    """What transformers would run in a folder that this version of the package did not write."""
+    named = read_json(folder / "config.json").get("auto_map") or {}
+    if other := [str(code) for code in named.values() if not str(code).startswith(f"{CODE.stem}.")]:
+        return f"config.json names the code {other[0]}"
+    if not (folder / CODE.name).is_file() or (folder / CODE.name).read_bytes() != CODE.read_bytes():
+        return f"{CODE.name} is not the file that this version writes"
+    return "it holds custom_generate" if (folder / "custom_generate").exists() else None
 
 
 def _named(case: Case) -> dict[str, Tensor]:
@@ -127,9 +154,8 @@ def _compared(case: Case, folder: Path, answer: Mapping[str, Any], tensors: Mapp
         return Outcome(FAILED, wrong, _LIMIT, numbers)
     left_out = len(answer["unexpected"]) - len(surplus)
     note = f"; {left_out} weights have no place, as in the base's own folder" if left_out else ""
-    how = f"after `import {case.imports[0]}`" if case.imports else "in plain transformers"
-    found = f"loads in a fresh process {how}: {len(answer['digests'])} tensors and all answers equal bit for bit{note}"
-    return Outcome(PASSED, found, _LIMIT, numbers)
+    what = f"{len(answer['digests'])} tensors and all answers equal bit for bit{note}"
+    return Outcome(PASSED, f"loads in a fresh process {_how(case)}: {what}", _LIMIT, numbers)
 
 
 def _keys(keys: Sequence[str], what: str) -> str | None:
