@@ -20,7 +20,7 @@ from zoo import ZOO, llama, token_ids
 import layerwright
 import layerwright.measures  # registers them, so that tests can be made of their names
 from layerwright.core.paper import BY_ID
-from layerwright.core.registry import MEASURES, choose
+from layerwright.core.registry import MEASURES, TIERS, choose
 from layerwright.core.survey import Survey
 from layerwright.report import render
 
@@ -65,15 +65,14 @@ def case(request: pytest.FixtureRequest) -> Case:
     model, inputs, expected = ZOO[name]()
     model, inputs = model.to(dtype), cast(inputs, dtype)
     before = digest(model, inputs)
-    survey = layerwright.survey(model, inputs, tier="standard", blocks=expected.blocks)
+    survey = layerwright.survey(model, inputs, tier="deep", blocks=expected.blocks)
     return Case(survey, before, digest(model, inputs))
 
 
 def test_every_measure_has_a_table_or_a_note(case: Case) -> None:
-    for m in choose("standard"):
+    for m in choose("deep"):
         named = [note for note in case.survey.notes if note.startswith(f"{m.name} could not be ")]
         assert (m.name in case.survey.tables) != bool(named), m.name
-    assert all(MEASURES[name].tier != "deep" for name in case.survey.tables)
 
 
 def test_every_table_says_what_it_holds(case: Case) -> None:
@@ -85,7 +84,7 @@ def test_every_table_says_what_it_holds(case: Case) -> None:
         assert about["formula"], name
         assert_units(frame)
         assert_paper(about["paper"])
-        assert about["tier"] in ("quick", "standard"), name
+        assert about["tier"] in TIERS, name
 
 
 def assert_units(frame: pd.DataFrame) -> None:
@@ -189,7 +188,7 @@ def test_the_report_shows_every_table(case: Case) -> None:
 
 @pytest.fixture(scope="module")
 def whole() -> Survey:
-    return layerwright.survey(llama(), batches(4))
+    return layerwright.survey(llama(), batches(4), tier="deep")
 
 
 def batches(size: int) -> list[dict[str, Tensor]]:
@@ -203,7 +202,7 @@ def assert_same(a: pd.DataFrame, b: pd.DataFrame, rounding: float) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_batch_split_changes_nothing(size: int, whole: Survey) -> None:
-    split = layerwright.survey(llama(), batches(size))
+    split = layerwright.survey(llama(), batches(size), tier="deep")
     assert split.tables.keys() == whole.tables.keys()
     for name, frame in whole.tables.items():
         assert_same(split[name], frame, 2e-5)
@@ -212,7 +211,7 @@ def test_the_batch_split_changes_nothing(size: int, whole: Survey) -> None:
 
 
 def chosen() -> list[str]:
-    return [m.name for m in choose("standard")]
+    return [m.name for m in choose("deep")]
 
 
 @pytest.mark.parametrize("name", chosen())

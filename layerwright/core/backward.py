@@ -1,32 +1,53 @@
-"""The backward walk: gradients of the loss by the stream, and each block's Jacobian, one block's graph at a time.
+"""The backward walk: gradients of the loss by the stream and by weight matrices, and each block's Jacobian.
 
-Blocks are run again from their noted states with gradients on, top to bottom, so that memory holds the activations of
-one block only. No gradient reaches a parameter.
+Blocks are run again from their noted states with gradients on, top to bottom, one block's graph at a time, so that
+memory holds the activations of one block only. No gradient reaches a parameter: that of a matrix is known from what it
+reads and from the derivative by what it gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from layerwright.core.batch import Batch, generator_for
 from layerwright.core.desk import Desk
+from layerwright.core.factors import FactorWatch
 from layerwright.core.replay import Replay
 from layerwright.core.stack import Stack
+from layerwright.maths.gradient import MatrixGradient
+
+Waiting = dict[int, Mapping[str, MatrixGradient]]
+OF_MATRICES = ("matrix", "matrix_pair")
+OF_LOSS = ("gradient", *OF_MATRICES)
+SCOPES = (*OF_LOSS, "jacobian")
 
 
 class BackwardPass:
-    """The gradient and Jacobian measures on one batch."""
+    """The measures of gradients and Jacobians on one batch.
 
-    def __init__(self, stack: Stack, desk: Desk, batch: Batch, replay: Replay, seed: int) -> None:
-        """Prepare; `run` does it."""
+    Attributes:
+        losses: mean loss of each sequence, `[B]`, once the top was reached.
+        above: the gradients of the matrices of the block above, where they are compared with it.
+        waiting: by block application, those of the last sequence, where its pair is in the next batch.
+    """
+
+    def __init__(
+        self, stack: Stack, desk: Desk, batch: Batch, replay: Replay, seed: int, waiting: Waiting | None = None
+    ) -> None:
+        """Prepare; `run` does it. Passes of one batch after another hand on what is `waiting`."""
         self.stack, self.desk, self.batch, self.replay, self.seed = stack, desk, batch, replay, seed
+        self.losses: Tensor | None = None
+        self.above: Mapping[str, MatrixGradient] = {}
+        self.waiting: Waiting = {} if waiting is None else waiting
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Walk down the tower; `progress` gets the number of blocks done."""
-        gradient = self.top() if self.desk.wants("gradient") else None
+        gradient = self.top() if self.desk.wants(*OF_LOSS) else None
         for k in reversed(range(self.stack.depth)):
             gradient = self.step(k, gradient)
             progress(1)
@@ -35,14 +56,23 @@ class BackwardPass:
     def step(self, k: int, gradient: Tensor | None) -> Tensor | None:
         """Block application `k`: from the gradient by the state after it to that by the state before it."""
         tokens = self.stack.layout.tokens
-        with torch.enable_grad():
+        watch = None
+        if gradient is not None and self.desk.wants(*OF_MATRICES):
+            block = self.stack.blocks[self.stack.order[k]]
+            watch = FactorWatch(block, self.stack.layout, self.batch.size, self.batch.real.shape[1])
+        with torch.enable_grad(), nullcontext() if watch is None else watch.watching():
             state = self.replay.states[k].detach().requires_grad_()
             after = self.replay.block(k, state)
         if gradient is not None:
             update = tokens(self.replay.states[k + 1]) - tokens(state.detach())
             given = {"update": update, "gradient": tokens(gradient) * self._per_token()}
             self.desk.give("gradient", (k,), given)
-            (gradient,) = torch.autograd.grad(after, state, gradient, retain_graph=self.desk.wants("jacobian"))
+            wanted = [state, *([] if watch is None else watch.leaves)]
+            (gradient, *_) = torch.autograd.grad(
+                after, wanted, gradient, retain_graph=self.desk.wants("jacobian"), allow_unused=len(wanted) > 1
+            )
+        if watch is not None:
+            self._matrices(k, watch.gradients(1 / self._labelled()))
         if self.desk.wants("jacobian"):
             self._jacobian(k, state, after)
         return gradient
@@ -50,7 +80,8 @@ class BackwardPass:
     def close(self) -> None:
         """End the batch, or the block."""
         self.desk.close("gradient", self.batch.mask)
-        self.desk.close("jacobian", None)
+        for scope in (*OF_MATRICES, "jacobian"):
+            self.desk.close(scope, None)
 
     def top(self) -> Tensor | None:
         """Derivative of the summed loss by the last state, or None where nothing says what the output should be.
@@ -61,23 +92,54 @@ class BackwardPass:
         if labels is None:
             return None
         state = self.replay.states[-1].detach().requires_grad_()
-        gradient = torch.zeros_like(state)
+        gradient, losses = torch.zeros_like(state), []
         for few in self.replay.few_sequences():
             with torch.enable_grad():
-                logits = self.replay.logits(state, few).flatten(0, 1)
-                targets = labels[few].flatten()
-                loss = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="sum")
-            gradient += torch.autograd.grad(loss, state)[0]
+                logits, targets = self.replay.logits(state, few).flatten(0, 1), labels[few].flatten()
+                nats = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
+                total = nats.sum()
+            gradient += torch.autograd.grad(total, state)[0]
+            losses.append(nats.detach().view(len(few), -1).sum(1))
+        self.losses = torch.cat(losses) / self._labelled()
         return gradient
+
+    def _labelled(self) -> Tensor:
+        """How many tokens of each sequence have a label, `[B]`, at least 1."""
+        labels = self.batch.labels(self.stack)
+        assert labels is not None
+        return (labels != -100).sum(1).clamp_min(1)
+
+    def _matrices(self, k: int, found: Mapping[str, MatrixGradient]) -> None:
+        """Feed the measures of the gradients of a block's matrices."""
+        if self.desk.wants("matrix"):
+            assert self.losses is not None
+            for name, gradient in found.items():
+                self.desk.give("matrix", (k, name), {"gradient_values": gradient.values(), "loss": self.losses})
+        if not self.desk.wants("matrix_pair"):
+            return
+
+        earlier = self.waiting.pop(k, {})
+        if (self.batch.first + self.batch.size) % 2:
+            self.waiting[k] = {name: gradient.last() for name, gradient in found.items()}
+
+        def give(one: str, other: str, pair: tuple[MatrixGradient, MatrixGradient]) -> None:
+            self.desk.give("matrix_pair", (k, one, other), {"matrix_gradient": pair[0], "other_gradient": pair[1]})
+
+        for one, other in combinations(found, 2):
+            if found[one].shape == found[other].shape:
+                give(one, other, (found[one], found[other]))
+        for name in found:
+            if name in self.above and found[name].shape == self.above[name].shape:
+                give(name, "next block", (found[name], self.above[name]))
+            give(name, "sequence before", (found[name], found[name].before(self.batch.first, earlier.get(name))))
+        self.above = found
 
     def _per_token(self) -> Tensor:
         """Turns a sum over tokens that count into a change of the mean loss over tokens that have a label.
 
         Zero at the first token of a causal model, which a skip leaves alone.
         """
-        labels = self.batch.labels(self.stack)
-        assert labels is not None
-        weight = self.batch.mask.sum(1) / (labels != -100).sum(1).clamp_min(1)
+        weight = self.batch.mask.sum(1) / self._labelled()
         moved = torch.cumsum(self.batch.real, 1) > 1 if self.stack.causal else self.batch.real
         return (weight[:, None] * moved)[..., None]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from layerwright.core import backward
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.errors import UserError
@@ -20,6 +21,8 @@ from layerwright.core.wiring import Wiring
 
 # What measuring takes beside weights and states: workspace of kernels, numbers on their way to the tables.
 _ROOM = 128 * 2**20
+# Bytes of the names in a packet of tensors.
+_NAMES = 4096
 # Bytes a second that a disk is taken to give: nothing is known of it.
 _DISK = 2**30
 
@@ -60,7 +63,7 @@ class Budget:
         """
         order = wiring.stack.order
         up = [b for k, b in enumerate(order) if k == 0 or b != order[k - 1]]
-        twice = desk.wants("gradient", "jacobian")
+        twice = desk.wants(*backward.SCOPES)
         kinds = 2 if wiring.stack.causal else 1
         streams = kinds * len(order) if desk.wants("skip", "skip_output") else 0
         below = {b: skeleton.below(wiring.stack.tower.block_paths[b]) for b in up}
@@ -69,7 +72,13 @@ class Budget:
         batches = sequences / batch.size
         states = len(order) + 1
         # Streams lie there twice while a block carries them on, and once while gradients go down.
-        most = max(states + 2 * streams, 2 * states + streams if desk.wants("gradient") else 0)
+        most = max(states + 2 * streams, 2 * states + streams if desk.wants(*backward.OF_LOSS) else 0)
+        # Token factors of one block's matrices, and of those of the block above.
+        sides = [
+            sum(sum(skeleton.recipes[n].shape) for n in names if skeleton.recipes[n].ndim == 2)
+            for names in below.values()
+        ]
+        factors = 2 * (_NAMES + 4 * batch.mask.numel() * max(sides)) if desk.wants("matrix_pair") else 0
         read = sum(map(skeleton.stored, [*loads, wiring.before, wiring.after, wiring.both]))
         # A token meets a block once on the way up, once more for each stream, and three times on the way down.
         passes = 1 + streams / 2 + (3 if twice else 0)
@@ -80,7 +89,7 @@ class Budget:
             read=read,
             weights=skeleton.nbytes(skeleton.recipes),
             memory=_ROOM + 10 * state + _held(skeleton, wiring, max(map(skeleton.nbytes, loads)), batch),
-            disk=int(batches * state * most),
+            disk=int(batches * (state * most + factors)),
             seconds=flops / _speed(wiring.stack, skeleton.device) + read / _DISK,
         )
 

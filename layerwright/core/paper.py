@@ -39,6 +39,11 @@ _PAPERS = (
           "Intermediate states can be decoded into predictions that converge to the output with depth."),
     Paper("2512.14064", "What Affects the Effective Depth of Large Language Models?", 2025,
           "Effective depth, by several thresholds, does not keep up with the number of blocks."),
+    Paper("2410.23743", "What Happened in LLMs Layers when Trained for Fast vs. Slow Thinking: A Gradient Perspective",
+          2024, "Terse answers give larger gradients that differ more from block to block than detailed ones."),
+    Paper("2504.10766", "How Instruction and Reasoning Data shape Post-Training: Data Quality through the Lens of "
+          "Layer-wise Gradients", 2025,
+          "Better data give gradients of a lower nuclear norm and a higher effective rank."),
     Paper("1501.01571", "An Introduction to Matrix Concentration Inequalities", 2015,
           "The stable rank is a robust stand-in for the rank."),
     Paper("2410.20672", "Relaxed Recursive Transformers: Effective Parameter Sharing with Layer-wise LoRA", 2024,

@@ -37,6 +37,14 @@ QUANTITIES: dict[str, Quantity] = {
     "gradient": Quantity(
         "gradient", "[B, T, d]", "derivative of the mean loss by the stream after a block, times T; 0 at a first token"
     ),
+    "gradient_values": Quantity(
+        "matrix", "[B, n]", "singular values of the derivative of each sequence's mean loss by one weight matrix"
+    ),
+    "loss": Quantity("matrix", "[B]", "mean loss of each sequence, nat/token"),
+    "matrix_gradient": Quantity("matrix_pair", "B x [o, i]", "that derivative itself, as `maths.gradient` holds it"),
+    "other_gradient": Quantity(
+        "matrix_pair", "B x [o, i]", "the same of another matrix of the block, of the next block, of the next sequence"
+    ),
     "probe": Quantity("jacobian", "[B, T, d]", "a standard normal vector at a block's output, zero on padding"),
     "pullback": Quantity("jacobian", "[B, T, d]", "the transposed Jacobian of the block applied to `probe`"),
     "weight": Quantity("weight", "[rows, columns]", "one weight matrix of a block"),
@@ -44,7 +52,10 @@ QUANTITIES: dict[str, Quantity] = {
 
 # A measure that names quantities of several scopes belongs to the last of them in this order: `update` beside
 # `skipped_update` is a skip measure, beside `gradient` a gradient measure.
-SCOPES = ("block", "point", "tower", "lens", "skip", "skip_output", "gradient", "jacobian", "weight", "table")
+SCOPES = (
+    "block", "point", "tower", "lens", "skip", "skip_output", "gradient", "matrix", "matrix_pair", "jacobian", "weight",
+    "table",
+)  # fmt: skip
 
 # What the recorder puts into the leading columns of a scope's tables.
 INDEX: dict[str, tuple[str, ...]] = {
@@ -55,6 +66,8 @@ INDEX: dict[str, tuple[str, ...]] = {
     "skip": ("source", "block", "quantity"),
     "skip_output": ("source",),
     "gradient": ("block",),
+    "matrix": ("block", "matrix"),
+    "matrix_pair": ("block", "matrix", "beside"),
     "jacobian": ("block",),
     "weight": ("block", "matrix"),
     "table": (),

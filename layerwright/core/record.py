@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from layerwright.core import backward
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
@@ -131,6 +132,7 @@ class _Recorder:
         self.desk = Desk(measures, options)
         self.out = Recording()
         self.first = 0
+        self.waiting: backward.Waiting = {}
 
     def batches(self, batches: Iterable[Inputs], first: int) -> None:
         """Let batches through the model; `first` is the number of their first sequence in the data."""
@@ -198,7 +200,7 @@ class _Recorder:
     def _deep(self) -> bool:
         """Whether any measure needs blocks to be called again."""
         lens = self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise
-        return lens or self.desk.wants("skip", "skip_output", "gradient", "jacobian")
+        return lens or self.desk.wants("skip", "skip_output", *backward.SCOPES)
 
     def _keeps(self, batch: Batch) -> bool:
         """Whether the states of a batch are held for the walks after the forward pass."""
@@ -227,8 +229,9 @@ class _Recorder:
         replay.output = None  # the logits can be the largest tensor of all
         if self.desk.wants("skip", "skip_output"):
             SkipPass(self.stack, self.desk, part, replay, self.seed).run(self._step("skips", part))
-        if self.desk.wants("gradient", "jacobian"):
-            BackwardPass(self.stack, self.desk, part, replay, self.seed).run(self._step("gradients", part))
+        if self.desk.wants(*backward.SCOPES):
+            downs = BackwardPass(self.stack, self.desk, part, replay, self.seed, self.waiting)
+            downs.run(self._step("gradients", part))
 
     def _step(self, stage: str, part: Batch) -> Callable[[int], None]:
         depth, total = self.stack.depth, self.sequences or part.first + part.size

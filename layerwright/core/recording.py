@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from layerwright.core.backward import OF_LOSS
 from layerwright.core.desk import Desk
+from layerwright.core.factors import unread
 from layerwright.core.packet import Packet
 from layerwright.core.reduce import Key, Reduced
 from layerwright.core.registry import Measure
@@ -102,6 +104,8 @@ class _Tables:
             reduced[m.name] = result
             columns = {"value": result.mean()} if m.scope == "weight" else dict(result.columns(self.seed))
             frame = table(m.index, result.keys, columns, m.meta())
+            if m.scope == "matrix":
+                self._name_unread(m, result.keys)
             if m.scope != "weight":
                 frame = frame[(frame["tokens"] > 0) | (frame["nonfinite"] > 0)]
                 self._mark_nonfinite(m, frame)
@@ -119,14 +123,28 @@ class _Tables:
         value = m.function(*fields, **options)
         replicates = [replicate_fields(f, reduced[n], self.seed) for f, n in zip(fields, m.needs, strict=True)]
         again = [m.function(*given, **options) for given in zip(*replicates, strict=False)]
-        keys: list[Key] = [(name,) for name in value]
+        keys: list[Key] = [name if isinstance(name, tuple) else (name,) for name in value]
         columns = derived_columns(np.array([*value.values()], dtype=float), [np.array([*a.values()]) for a in again])
         self.out.tables[m.name] = table(m.index, keys, columns, m.meta())
+
+    def _name_unread(self, m: Measure, keys: Sequence[Key]) -> None:
+        """Say which weights' gradients have no token factors for each sequence, as those of experts in one tensor."""
+        blocks = {self.stack.blocks[self.stack.order[k]]: k for k in range(self.stack.depth)}
+        left = {
+            name: k
+            for block, k in blocks.items()
+            for name in unread(block, [str(matrix) for at, matrix, *_ in keys if at == k])
+        }
+        if left:
+            listed = ", ".join(f"{name} of block {k}" for name, k in [*left.items()][:4])
+            more = " and others" if len(left) > 4 else ""
+            why = "no linear module or convolution of its own applies them to one sequence at a time"
+            self.out.notes.append(f"{m.name} leaves out {listed}{more}: {why}")
 
     def _reason(self, m: Measure) -> str:
         if m.scope in ("lens", "skip_output") and self.stack.head is None:
             return "the model gives no logits for the tokens of these blocks"
-        if m.scope == "gradient":
+        if m.scope in OF_LOSS:
             return "the data holds no labels for this model's output"
         if m.scope == "weight":
             return "the blocks hold no weight matrix"

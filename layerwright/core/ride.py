@@ -7,11 +7,17 @@ from pathlib import Path
 
 from torch import Tensor
 
+from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
+from layerwright.core.errors import UserError
 from layerwright.core.forward import BlockPass
 from layerwright.core.layout import Layout
+from layerwright.core.packet import Packet
 from layerwright.core.replay import Replay
 from layerwright.core.states import StateFile, States, StreamKey
+from layerwright.maths.gradient import MatrixGradient
+
+_SIDES = ("inputs", "deltas")
 
 
 class Ride:
@@ -44,6 +50,31 @@ class Ride:
     def gradient(self, k: int) -> StateFile:
         """The derivative of the loss by state `k`."""
         return StateFile(self._place.with_name(f"{self._place.name}-gradient-{k:04d}"), self.batch.native)
+
+    def keep(self, k: int, downs: BackwardPass) -> None:
+        """Put what the step below block application `k` will ask for beside the gradient of its state.
+
+        Two files take turns: that of the step before is needed until this step is recorded.
+        """
+        assert downs.losses is not None
+        factors = {f"{name}/{side}": getattr(g, side) for name, g in downs.above.items() for side in _SIDES}
+        Packet({"names": list(downs.above)}, {"loss": downs.losses, **factors}).write(self._beside(k))
+
+    def take_up(self, k: int, downs: BackwardPass) -> None:
+        """The inverse of `keep`.
+
+        Raises:
+            UserError: it is not there, or damaged.
+        """
+        packet = Packet.read(self._beside(k))
+        if packet is None:
+            raise UserError(f"{self._beside(k)} is missing or damaged; start again in an empty folder")
+        given = {name: x.to(self.batch.native.device) for name, x in packet.tensors.items()}
+        downs.losses = given["loss"]
+        downs.above = {n: MatrixGradient(*(given[f"{n}/{side}"] for side in _SIDES)) for n in packet.data["names"]}
+
+    def _beside(self, k: int) -> Path:
+        return self._place.with_name(f"{self._place.name}-matrices-{k % 2}")
 
 
 def stream_keys(k: int, kinds: Sequence[str]) -> list[StreamKey]:

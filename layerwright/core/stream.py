@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwright.core import backward
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.budget import Budget
@@ -101,7 +102,7 @@ class Walk:
                 self._hand_on(k)
                 self._tidy(k)
             self._step("top", self._top)
-            if self._desk.wants("gradient", "jacobian"):
+            if self._desk.wants(*backward.SCOPES):
                 for k in reversed(range(depth)):
                     self._step(f"down-{k:04d}", partial(self._down, k))
         self.stack = replace(self.stack, parts=tuple(self._parts))
@@ -239,8 +240,12 @@ class Walk:
         if self._desk.wants("skip", "skip_output"):
             skips = self._skips(ride)
             skips.answer(StreamFiles(ride.streams(self.stack.depth), None, stream_keys(self.stack.depth, skips.kinds)))
-        gradient = self._downs(ride).top() if self._desk.wants("gradient") else None
-        return [] if gradient is None else [self._gradient(ride, self.stack.depth, gradient)]
+        downs = self._downs(ride)
+        gradient = downs.top() if self._desk.wants(*backward.OF_LOSS) else None
+        if gradient is None:
+            return []
+        self._keep(ride, self.stack.depth, downs)
+        return [self._gradient(ride, self.stack.depth, gradient)]
 
     def _lens(self, ride: Ride, states: States) -> None:
         if not self._desk.wants("lens") or self.stack.head is None:
@@ -262,13 +267,17 @@ class Walk:
         following = next((i for i in reversed(order[:k]) if i != order[k]), None)
         self._load(order[k], [] if following is None else self._weights(following))
         written = []
+        waiting: backward.Waiting = {}
         for place, ride in enumerate(self._rides):
-            labelled = self._desk.wants("gradient") and ride.batch.labels(self.stack) is not None
+            labelled = self._desk.wants(*backward.OF_LOSS) and ride.batch.labels(self.stack) is not None
             above = ride.gradient(k + 1).read() if labelled else None
-            downs = self._downs(ride)
+            downs = self._downs(ride, waiting)
+            if labelled and self._desk.wants(*backward.OF_MATRICES):
+                ride.take_up(k + 1, downs)
             gradient = downs.step(k, above)
             downs.close()
             if gradient is not None:
+                self._keep(ride, k, downs)
                 written.append(self._gradient(ride, k, gradient))
             done = (self.stack.depth - 1 - k) * len(self._rides) + place + 1
             self.progress("down", done, self.stack.depth * len(self._rides))
@@ -277,8 +286,12 @@ class Walk:
     def _skips(self, ride: Ride) -> SkipPass:
         return SkipPass(self.stack, self._desk, ride.batch, ride.replay, self.seed)
 
-    def _downs(self, ride: Ride) -> BackwardPass:
-        return BackwardPass(self.stack, self._desk, ride.batch, ride.replay, self.seed)
+    def _downs(self, ride: Ride, waiting: backward.Waiting | None = None) -> BackwardPass:
+        return BackwardPass(self.stack, self._desk, ride.batch, ride.replay, self.seed, waiting)
+
+    def _keep(self, ride: Ride, k: int, downs: BackwardPass) -> None:
+        if self._desk.wants(*backward.OF_MATRICES):
+            ride.keep(k, downs)
 
     def _gradient(self, ride: Ride, k: int, gradient: Tensor) -> StateFile:
         file = ride.gradient(k).restart()

@@ -29,7 +29,7 @@ def effective_rank(values: Tensor) -> Tensor:
         tensor(5.)
     """
     total = values.sum(-1)
-    p = values / total.clamp_min(torch.finfo(values.dtype).tiny)
+    p = values / total.clamp_min(torch.finfo(values.dtype).tiny).unsqueeze(-1)
     rank = torch.exp(-torch.special.xlogy(p, p).sum(-1))
     return torch.where(total == 0, torch.zeros_like(rank), rank)
 

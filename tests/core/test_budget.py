@@ -29,6 +29,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "standard": (lambda: llama(num_hidden_layers=5), {}),
     "quick": (llama, {"tier": "quick"}),
     "gradients only": (llama, {"only": ("first_order_skip",)}),
+    "gradients side by side": (llama, {"tier": "deep", "only": ("gradient_similarity",)}),
     "tied, in half": (lambda: gpt2().to(torch.bfloat16), {}),
     "stream in float32": (lambda: ZOO["mamba"]()[0].to(torch.bfloat16), {}),
     "shared": (lambda: ZOO["albert"]()[0], {}),

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from naive import blocks_of, loss, tables
+from torch import Tensor, nn
+from zoo import gpt2, llama, token_ids
+
+from layerwright.measures.gradient_spectrum import gradient_spectrum
+
+
+def test_hand_values() -> None:
+    found = gradient_spectrum(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([2.0, 2.0]))
+    assert {name: x[0].item() for name, x in found.items()} == pytest.approx({
+        "nuclear_norm": 4.0, "effective_rank": math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))),
+        "frobenius_norm": math.sqrt(10.0), "largest": 3.0, "smallest": 1.0, "ratio": 0.75,
+        "nuclear_norm_over_loss": 2.0, "frobenius_norm_over_loss": math.sqrt(2.5), "largest_over_loss": 1.5,
+        "smallest_over_loss": 0.5,
+    })  # fmt: skip
+    assert all(x[1].item() == 0.0 for x in found.values())
+
+
+def naive(model: nn.Module, ids: Tensor) -> dict[tuple[int, str], list[Tensor]]:
+    """Sequence by sequence as published: a backward pass of the mean loss, the matrices, their SVD."""
+    found: dict[tuple[int, str], list[Tensor]] = {}
+    for row in ids:
+        model.zero_grad()
+        loss(model.eval()(input_ids=row[None], use_cache=False).logits, row[None]).backward()
+        for k, block in enumerate(blocks_of(model)):
+            for name, p in block.named_parameters():
+                if p.ndim == 2:
+                    found.setdefault((k, name.removesuffix(".weight")), []).append(torch.linalg.svdvals(p.grad))
+    return found
+
+
+@pytest.mark.parametrize("make", [gpt2, llama], ids=["gpt2", "llama"])
+def test_by_backward_passes_and_full_decompositions(make: object) -> None:
+    model, ids = make().double(), token_ids(3, 9)  # type: ignore[operator]
+    frame = tables(model, {"input_ids": ids}, "gradient_spectrum")["gradient_spectrum"]
+    values = frame.set_index(["block", "matrix", "quantity"])["value"]
+    for (block, matrix), spectra in naive(model, ids).items():
+        ranks = [torch.exp(-torch.special.xlogy(s / s.sum(), s / s.sum()).sum()) for s in spectra]
+        for name, expected in (
+            ("nuclear_norm", sum(s.sum() for s in spectra) / 3),
+            ("effective_rank", sum(ranks) / 3),
+            ("frobenius_norm", sum(s.norm() for s in spectra) / 3),
+            ("largest", sum(s[0] for s in spectra) / 3),
+            ("ratio", sum(s[0] / s.sum() for s in spectra) / 3),
+        ):
+            assert values[block, matrix, name] == pytest.approx(float(expected), rel=1e-4), (block, matrix, name)
+
+
+def test_only_labelled_tokens_have_a_loss() -> None:
+    model, ids = llama(), token_ids(2, 9)
+    labels = ids.clone()
+    labels[:, :6] = -100
+    frame = tables(model, {"input_ids": ids, "labels": labels}, "gradient_spectrum")["gradient_spectrum"]
+    found = frame[(frame.block == 0) & (frame.quantity == "frobenius_norm")].set_index("matrix")["value"]
+    norms = torch.zeros(len(found))
+    for row in ids:
+        model.zero_grad()
+        logits = model.eval()(input_ids=row[None], use_cache=False).logits[0, 5:-1]
+        nn.functional.cross_entropy(logits, row[6:]).backward()
+        norms += torch.stack([blocks_of(model)[0].get_parameter(f"{name}.weight").grad.norm() for name in found.index])
+    torch.testing.assert_close(torch.tensor(found.to_numpy()).float(), norms / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_a_model_without_labels_says_so() -> None:
+    from zoo import ZOO
+
+    model, inputs, _ = ZOO["bert"]()
+    inputs = {name: x for name, x in inputs.items() if name != "labels"}
+    import layerwright as lw
+
+    survey = lw.survey(model, inputs, only=["gradient_spectrum"])
+    assert "gradient_spectrum" not in survey.tables
+    assert any("no labels" in note for note in survey.notes)
