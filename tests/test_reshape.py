@@ -320,9 +320,9 @@ def test_fitted_blocks_are_measured_on_what_they_were_not_fitted_on(
 
     fit = reshaping.apply
 
-    def fitted(stack: Any, plan: Any, inputs: Any, batches: Any = ()) -> Any:
+    def fitted(stack: Any, plan: Any, inputs: Any, batches: Any = (), *more: Any) -> Any:
         seen.setdefault("fit", batches)
-        return fit(stack, plan, inputs, batches)
+        return fit(stack, plan, inputs, batches, *more)
 
     monkeypatch.setattr(climbing, "verify", watched)
     monkeypatch.setattr(reshaping, "apply", fitted)
@@ -354,3 +354,22 @@ def test_a_proposed_plan_knows_its_base(tiny_folder: Path, text_file: Path, tmp_
     assert "the plan is for the model" in fails(
         capsys, "reshape", tmp_path / "other", tmp_path / "plan.yaml", "--out", tmp_path / "new"
     )
+
+
+def test_a_plan_for_the_files_is_for_the_model_that_they_are_loaded_into(tmp_path: Path) -> None:
+    """In memory the numbers are of another dtype than on disk, so that their own hash is another."""
+    stack, _ = prepared("llama")
+    stack.model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    plan = lw.propose(tmp_path / "model", "stack_grow", torch.ones(2, 8, dtype=torch.long))
+    assert plan.sha256
+    made, report = lw.reshape(tmp_path / "model", plan, until="structure")
+    assert report.ok
+    assert report.edit.sha256 == plan.sha256
+    assert made.config.num_hidden_layers == 4 * stack.depth
+    shutil.copytree(tmp_path / "model", tmp_path / "other")
+    model, _, _ = load_model(tmp_path / "other")
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(lw.UserError, match="the plan is for the model"):
+        lw.reshape(tmp_path / "other", plan, until="structure")

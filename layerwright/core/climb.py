@@ -89,11 +89,17 @@ class Material:
         tokens = _FEW_TOKENS if wish.data is None else wish.max_tokens
         given = load_data(wish.data, model, tokenizer, length=wish.length, max_tokens=tokens)
         few = short(rows(given.batches[0], slice(0, _ROWS)), _TOKENS)
-        fits = any("heal" in step for step in wish.plan.steps)
+        fits = any("heal" in step or _learned(step) for step in wish.plan.steps)
         fit = [rows(batch, slice(0, None, 2)) for batch in given.batches] if fits else []
         measured = [rows(batch, slice(1, None, 2)) for batch in given.batches] if fits else given.batches
         documents = [batch for batch in measured if batch_size(batch)] if wish.data is not None else []
         return cls(few, fit, documents, given.prefix)
+
+
+def _learned(step: Mapping[str, Any]) -> bool:
+    """Whether a step holds what a planner learned on every other document."""
+    options = step.get("grow")
+    return isinstance(options, dict) and options.get("by") == "learn"
 
 
 def climb(wish: Wish, edit: Edit, stack: Stack, new: nn.Module, given: Material, folder: Path | None) -> Ladder | None:

@@ -45,7 +45,9 @@ class Edit:
     sha256: str
 
 
-def apply(stack: Stack, plan: Plan, inputs: Inputs, batches: Sequence[Inputs] = ()) -> tuple[nn.Module, Edit]:
+def apply(
+    stack: Stack, plan: Plan, inputs: Inputs, batches: Sequence[Inputs] = (), stored: str = ""
+) -> tuple[nn.Module, Edit]:
     """The model that a plan makes of another, in memory.
 
     Args:
@@ -53,6 +55,7 @@ def apply(stack: Stack, plan: Plan, inputs: Inputs, batches: Sequence[Inputs] = 
         plan: what to do.
         inputs: a batch, on a small piece of which the parts of blocks are found.
         batches: data, for steps that fit something.
+        stored: fingerprint of the files that the base was loaded from: a plan for them is for it as well.
 
     Returns:
         A new model, the base being as it was, and where it comes from.
@@ -61,7 +64,7 @@ def apply(stack: Stack, plan: Plan, inputs: Inputs, batches: Sequence[Inputs] = 
         UserError: the plan is for another base or cannot be done on this one, or no configuration describes the result.
     """
     base = LiveBase(stack, inputs, batches)
-    sha256 = base.fingerprint()
+    sha256 = stored if stored and plan.sha256 in ("", stored) else base.fingerprint()
     check_base(plan, sha256)
     draft = done(plan, base.draft())
     order = tuple(block.source for block in draft.blocks)

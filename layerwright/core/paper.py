@@ -52,6 +52,8 @@ _PAPERS = (
           "For most samples that a model gets right, a shorter path through its blocks does too."),
     Paper("2405.15319", "Stacking Your Transformers: A Closer Look at Model Growth for Efficient LLM Pre-Training",
           2024, "A small model stacked on itself trains to a loss for fewer FLOPs than a large one from scratch."),
+    Paper("2303.00980", "Learning to Grow Pretrained Models for Efficient Transformer Training", 2023,
+          "Weights of a larger model as learned linear combinations of those of a smaller one save training."),
     Paper("2309.08414", "Make Deep Networks Shallow Again", 2023,
           "Residual blocks side by side reach the loss of the same blocks one after another."),
     Paper("2107.11817", "Go Wider Instead of Deeper", 2021,

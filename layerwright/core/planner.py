@@ -15,6 +15,7 @@ import pandas as pd
 
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import Inputs
+from layerwright.core.mixing import Mixing
 from layerwright.core.paper import BY_ID, Paper
 from layerwright.core.paths import Paths
 from layerwright.core.plan import Plan
@@ -29,6 +30,7 @@ WORDS: Mapping[str, str] = {
     "block_parameters": "number of parameters of its blocks",
     "matrices": "shapes of the weight matrices of all blocks, by block",
     "paths": "the model on the data, with its blocks in any order (`core/paths.py`)",
+    "mixing": "the model grown in depth by mixing its blocks, on two halves of the data (`core/mixing.py`)",
     "seed": "seeds everything random",
     "jobs": "where independent jobs run (`core/jobs.py`)",
     "keep": "called with a name and a table to be kept beside the plan",
@@ -160,10 +162,10 @@ def plan_with(
 
     if missing := [need for need in chosen.measures if need not in tables]:
         raise UserError(f"planner {name!r} reads {', '.join(missing)}, which could not be measured on this model")
-    with Paths(stack, batches, prefix=prefix, progress=progress) as paths:
+    with Paths(stack, batches, prefix=prefix, progress=progress) as paths, Mixing(paths) as mixing:
         known: dict[str, Any] = {
-            **tables, **_sizes(stack), "depth": stack.depth, "paths": paths, "seed": seed, "jobs": jobs,
-            "keep": keep_with_paper,
+            **tables, **_sizes(stack), "depth": stack.depth, "paths": paths, "mixing": mixing, "seed": seed,
+            "jobs": jobs, "keep": keep_with_paper,
         }  # fmt: skip
         plan = chosen.function(*(known[need] for need in chosen.needs), **given)
     return replace(plan, base=base)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from layerwright import __version__
+from layerwright.core.base import stored_fingerprint
 from layerwright.core.beside_weights import copy_others, write_card, write_record
 from layerwright.core.climb import Material, Wish, climb
 from layerwright.core.edit import Edit, apply, apply_stored
@@ -19,6 +20,7 @@ from layerwright.core.load import load_model, locate, read_json
 from layerwright.core.memory import available_memory
 from layerwright.core.recipe import Recipe
 from layerwright.core.rungs.ladder import Ladder
+from layerwright.core.shards import Checkpoint
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.stack import Stack
 from layerwright.core.staging import Stage, check_free, staged
@@ -60,8 +62,10 @@ class Reshaped:
         }
 
 
-def reshape_live(model: nn.Module, wish: Wish, base: str) -> tuple[nn.Module, Reshaped]:
+def reshape_live(model: nn.Module, wish: Wish, base: str, stored: str = "") -> tuple[nn.Module, Reshaped]:
     """The model that a plan makes of a live one, checked, and saved where that was asked for.
+
+    `stored` is the fingerprint of the files that it was loaded from, where it was.
 
     Raises:
         UserError: the plan cannot be done, or the result cannot be saved.
@@ -70,7 +74,7 @@ def reshape_live(model: nn.Module, wish: Wish, base: str) -> tuple[nn.Module, Re
         check_free(wish.out)
     given = Material.of(wish, model, wish.tokenizer)
     stack = Stack.find(model, given.inputs, wish.blocks)
-    new, edit = apply(stack, wish.plan, given.inputs, given.fit)
+    new, edit = apply(stack, wish.plan, given.inputs, given.fit, stored)
     new = exported(new, wish.export)
     if wish.out is None:
         ladder = climb(wish, edit, stack, new, given, None)
@@ -125,7 +129,8 @@ def _released(wish: Wish, stage: Stage, result: Reshaped) -> Path:
 def _through_memory(source: str | Path, wish: Wish, folder: Path, trust_remote_code: bool) -> Edit:
     model, tokenizer, _ = load_model(source, trust_remote_code=trust_remote_code)
     given = Material.of(wish, model, tokenizer)
-    new, edit = apply(Stack.find(model, given.inputs, wish.blocks), wish.plan, given.inputs, given.fit)
+    stored = stored_fingerprint(Checkpoint.open(locate(str(source), trust_remote_code)[0]))
+    new, edit = apply(Stack.find(model, given.inputs, wish.blocks), wish.plan, given.inputs, given.fit, stored)
     save_plain(exported(new, wish.export), folder)
     return edit
 

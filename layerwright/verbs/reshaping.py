@@ -90,7 +90,8 @@ def reshape(
         if isinstance(model, (str, Path)) and out is not None:
             return None, reshaping.reshape_stored(model, wish, trust_remote_code=trust_remote_code)
         module, its, about = load_model(model, trust_remote_code=trust_remote_code)
-        return reshaping.reshape_live(module, replace(wish, tokenizer=tokenizer or its), about["name"])
+        stored = _fingerprint(about["folder"])
+        return reshaping.reshape_live(module, replace(wish, tokenizer=tokenizer or its), about["name"], stored)
 
 
 def propose(
@@ -130,11 +131,9 @@ def propose(
         UserError: something given cannot be used; the message says what to do.
     """
     from layerwright import edits
-    from layerwright.core.base import stored_fingerprint
     from layerwright.core.data import load_data
     from layerwright.core.load import load_model
     from layerwright.core.planner import find_planner, plan_with
-    from layerwright.core.shards import Checkpoint
     from layerwright.core.stack import Stack
     from layerwright.verbs.measuring import survey
 
@@ -150,15 +149,21 @@ def propose(
             length=length, seed=seed, progress=progress, options={k: v for k, v in options.items() if k != planner},
         )  # fmt: skip
         tables = found.tables
-    folder = about["folder"]
-    sha256 = "" if folder is None else stored_fingerprint(Checkpoint.open(Path(folder)))
     with bars(progress) as shown:
         plan = plan_with(
             planner, Stack.find(module, given.batches[0], blocks), tables=tables, batches=given.batches,
             prefix=given.prefix, options=options.get(planner), base=about["name"], seed=seed,
             jobs="serial" if jobs is None else str(jobs), keep=keep, progress=shown,
         )  # fmt: skip
-    return replace(plan, sha256=sha256)
+    return replace(plan, sha256=_fingerprint(about["folder"]))
+
+
+def _fingerprint(folder: str | Path | None) -> str:
+    """That of the files of a model; nothing for a live one."""
+    from layerwright.core.base import stored_fingerprint
+    from layerwright.core.shards import Checkpoint
+
+    return "" if folder is None else stored_fingerprint(Checkpoint.open(Path(folder)))
 
 
 def verify(

@@ -22,7 +22,11 @@ from layerwright.core.registry import MEASURES
 from layerwright.core.stack import Stack
 
 # Searches of a size for tests.
-SMALL: dict[str, dict[str, Any]] = {"search_paths": {"samples": 4, "simulations": 6}, "parallel_pairs": {"share": 10.0}}
+SMALL: dict[str, dict[str, Any]] = {
+    "search_paths": {"samples": 4, "simulations": 6},
+    "parallel_pairs": {"share": 10.0},
+    "learned_growth": {"steps": 3},
+}
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ def test_every_need_is_a_measure_or_a_word() -> None:
 
 
 def test_every_planner_has_a_title_and_a_paper_of_the_bibliography() -> None:
-    assert len(PLANNERS) == 9
+    assert len(PLANNERS) == 10
     for entry in PLANNERS.values():
         assert entry.title, entry.name
         assert entry.arxiv in BY_ID, entry.name
@@ -87,7 +91,7 @@ def test_every_planner_has_a_title_and_a_paper_of_the_bibliography() -> None:
 @pytest.mark.parametrize("model", ["llama", "gpt2", "nn.TransformerEncoder, norm first"])
 def test_every_planner_gives_a_plan_with_reasons_and_leaves_the_model_alone(name: str, model: str) -> None:
     net, inputs, _ = ZOO[model]()
-    if isinstance(inputs, torch.Tensor) and name in ("drop_by_loss", "search_paths"):
+    if isinstance(inputs, torch.Tensor) and name in ("drop_by_loss", "search_paths", "learned_growth"):
         pytest.skip("these need the model's answers, and this one gives none")
     before = {key: x.clone() for key, x in net.state_dict().items()}
     entry = find_planner(name)

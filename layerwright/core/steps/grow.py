@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from layerwright.core.draft import Block, Draft, Weights, changed
 from layerwright.core.errors import NeedsModel, UserError
 from layerwright.core.frame import container_of, host_of
 from layerwright.core.growth import wider_weight
+from layerwright.core.mixing import ALL, mixture
+from layerwright.core.recipe import noted
+from layerwright.core.registry import nearest
 from layerwright.core.starts import Start, drawn, starts
 from layerwright.core.steps.choice import one_of, whole
 from layerwright.core.steps.step import PRESERVING, step
@@ -20,7 +24,7 @@ from layerwright.core.wider import Widening, widening
 
 # What each operator leaves of the function, in depth and in width.
 PRESERVES: Mapping[str, Mapping[str, str]] = MappingProxyType({
-    "depth": MappingProxyType({"direct": "none", "zero": "exact", "random": "none"}),
+    "depth": MappingProxyType({"direct": "none", "zero": "exact", "random": "none", "learn": "none"}),
     "width": MappingProxyType({"direct": "exact", "zero": "approximate", "random": "none"}),
 })  # fmt: skip
 
@@ -33,8 +37,9 @@ def _kept(depth: int, width: int, by: str, **rest: Any) -> str:
 
 @step(preserving=_kept)
 def grow(
-    draft: Draft, depth: int = 1, width: int = 1, by: str = "direct", order: str = "stack", seed: int = 0
-) -> Draft:
+    draft: Draft, depth: int = 1, width: int = 1, by: str = "direct", order: str = "stack", seed: int = 0,
+    mix: Any = None,
+) -> Draft:  # fmt: skip
     """Make the model so many times as deep or as wide, by one of the operators of growth.
 
     With W_l the weights of block l and L the depth, the new block j is, by
@@ -42,8 +47,11 @@ def grow(
         direct   W_{j mod L} (`stack`) or W_{j // times} (`split`)
         zero     the same, but what it adds to the stream is zero until it is trained: the function stays what it is
         random   as the model's class starts a block: normal numbers of its mean and spread, norms and biases fixed
+        learn    Σ_l D[j, l]·W_l, with a matrix D for each kind of weight that was learned before (`learned_growth`)
 
-    where blocks of the base stay what they are: the first L of a stack, the first of each few that are split.
+    where but for `learn` blocks of the base stay what they are: the first L of a stack, the first of each few that are
+    split.
+
     In width f the stream, and heads and hidden units where they can, become f times as many. A weight becomes, by
 
         direct   W'[a, b] = W[g(a), g(b)] / f, copies side by side: the function stays what it is
@@ -58,13 +66,18 @@ def grow(
         by: the operator.
         order: `stack` puts new blocks on top, `split` each after the block that it takes after.
         seed: of random numbers.
+        mix: with `learn`, matrices D of times·L rows of L numbers, by the name of a weight in its block; one called
+            `all` is for all that have none. A weight without a matrix is that of `direct`.
 
-    Reference: arXiv 2405.15319, where stacking by `direct` is best.
+    Reference: arXiv 2405.15319, where stacking by `direct` is best; arXiv 2303.00980 for `learn`.
     """
     if whole(depth, "depth") == whole(width, "width") == 1:
         raise UserError("got depth 1 and width 1, which leave the model as it is; expected one of them above 1")
     one_of(by, "by", tuple(PRESERVES["depth"]))
     one_of(order, "order", ("stack", "split"))
+    _check_mix(mix, by, width)
+    if by == "learn":
+        return _mixed(draft, depth, order == "stack", mix)
     if depth > 1:
         draft = _deeper(draft, depth, by, order == "stack", seed)
     return _wider(draft, width, by, seed) if width > 1 else draft
@@ -73,9 +86,14 @@ def grow(
 # In depth
 
 
+def _places(count: int, times: int, stack: bool) -> list[int]:
+    """The block that each block of the deeper tower takes after."""
+    return [j % count if stack else j // times for j in range(count * times)]
+
+
 def _deeper(draft: Draft, times: int, by: str, stack: bool, seed: int) -> Draft:
     count = draft.depth
-    places = [j % count if stack else j // times for j in range(count * times)]
+    places = _places(count, times, stack)
     new = [j >= count if stack else bool(j % times) for j in range(count * times)]
     if by == "direct":
         return draft.pick(places)
@@ -119,6 +137,101 @@ class _Fresh:
         if make not in self._known:
             self._known[make] = starts(block, stack.model)
         return self._known[make]
+
+
+# By mixtures of all blocks
+
+Matrix = Sequence[Sequence[float]]
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def _check_mix(mix: Any, by: str, width: int) -> None:
+    """Hold what is mixed against the operator."""
+    if by != "learn":
+        if mix is not None:
+            raise UserError(f"got mix with by: {by}; expected by: learn, as nothing else mixes blocks")
+        return
+    if width > 1:
+        raise UserError(
+            f"got width {width} with by: learn; expected depth alone: in width what is learned is matrices as large as "
+            "the weights, which no plan can hold"
+        )
+    if not isinstance(mix, Mapping) or not mix:
+        raise UserError(
+            "got by: learn without matrices; expected them by names of weights, as in `mix: {all: [[1, 0], ...]}`; "
+            "--plan-with learned_growth finds them"
+        )
+
+
+def _mixed(draft: Draft, times: int, stack: bool, mix: Mapping[str, Any]) -> Draft:
+    """Blocks whose weights are sums over the blocks there are, each weight times a number."""
+    places = _places(draft.depth, times, stack)
+    matrices = _matrices(mix, draft, len(places))
+    blocks = []
+    for j, place in enumerate(places):
+        block = draft.blocks[place]
+        rows = {name: matrices[name][j] for name in block.weights if name in matrices}
+        made = {name: _mixture(draft, block, name, row) for name, row in rows.items()}
+        copies = {name: draft.blocks[row.index(1)] for name, row in rows.items() if _one(row)}
+        tied = {name: other.tied[name] for name, other in copies.items() if name in other.tied}
+        block = changed(block, made)
+        blocks.append(block._replace(tied={**block.tied, **tied}))
+    return draft.of(blocks)
+
+
+def _mixture(draft: Draft, like: Block, name: str, row: Sequence[float]) -> Tensor:
+    """One weight of a block; a copy as long as it is one block's."""
+    own, weights = like.weights[name], []
+    factors = {k: factor for k, factor in enumerate(row) if factor}
+    for k in factors:
+        weight = draft.blocks[k].weights.get(name)
+        if weight is None or (weight.shape, weight.dtype) != (own.shape, own.dtype):
+            raise UserError(
+                f"block {k} holds no {name} of the shape {list(own.shape)} and dtype of others; expected blocks of one "
+                "make to mix"
+            )
+        weights.append(weight)
+    if not factors:
+        return torch.zeros_like(own)
+    return weights[0] if _one(row) else noted(mixture, tuple(factors.values()), *weights)
+
+
+def _one(row: Sequence[float]) -> bool:
+    """Whether it picks one block as it is."""
+    return max(row) == 1 and sum(map(bool, row)) == 1
+
+
+def _matrices(mix: Mapping[str, Any], draft: Draft, rows: int) -> dict[str, Matrix]:
+    """The matrix of each weight that has one."""
+    held = {name: weight.is_floating_point() for block in draft.blocks for name, weight in block.weights.items()}
+    for name in mix:
+        if name != ALL and name not in held:
+            if not draft.as_is:
+                raise NeedsModel(f"{name}, which is stored in another form,")
+            near = nearest(str(name), held)
+            raise UserError(f"mix names {name!r}, which no block holds; did you mean {near!r}?")
+        if not held.get(name, True):
+            raise UserError(f"mix names {name!r}, which holds whole numbers; expected weights that can be added up")
+    found = {name: _matrix(name, given, rows, draft.depth) for name, given in mix.items()}
+    everywhere = found.pop(ALL, None)
+    rest = {} if everywhere is None else {name: everywhere for name, floats in held.items() if floats}
+    return rest | found
+
+
+def _matrix(name: str, given: Any, rows: int, columns: int) -> Matrix:
+    """A matrix of a plan, checked."""
+    lists = isinstance(given, list) and all(isinstance(row, list) for row in given)
+    widths = sorted({len(row) for row in given}) if lists else []
+    if not lists or len(given) != rows or widths != [columns]:
+        got = f"{len(given)} rows of {' or '.join(map(str, widths))} numbers" if lists else f"{type(given).__name__}"
+        raise UserError(
+            f"got {got} as the mix of {name}; expected {rows} lists, one for each new block, of {columns} numbers, one "
+            "for each old block"
+        )
+    for x in (x for row in given for x in row):
+        if not isinstance(x, (int, float)) or isinstance(x, bool) or not abs(x) <= _LARGEST:
+            raise UserError(f"got {x!r} in the mix of {name}; expected a finite number")
+    return given
 
 
 # In width
