@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from layerwright.core.stack import Stack
 
 # Tokens that the lens decodes, over all sequences.
 LENS_TOKENS = 256
+# Tokens whose states are kept, over all sequences.
+COLLECTED = 2048
 
 
 class Batch:
@@ -20,7 +23,7 @@ class Batch:
 
     After `settle`: `mask` `[B, T]` says which tokens count (no padding, no prefix), `last` `[B]` is each sequence's
     last real token, `sampled` `[B, n]` are token positions for the lens, drawn by the sequence's own number so that
-    another batch split draws the same.
+    another batch split draws the same; `collected` and its mask are those whose states are kept.
     """
 
     def __init__(self, inputs: Inputs, first: int, prefix: int, sample: int, seed: int, side: str = "") -> None:
@@ -38,12 +41,15 @@ class Batch:
         self.last: Tensor
         self.sampled: Tensor
         self.sampled_mask: Tensor
+        self.collected: Tensor
+        self.collected_mask: Tensor
 
     @classmethod
     def of(cls, stack: Stack, inputs: Inputs, first: int, prefix: int, sequences: int | None, seed: int) -> Batch:
         """A batch of a survey of `sequences` sequences, where their number is known."""
         own = isinstance(inputs, Mapping) and "decoder_input_ids" in inputs and stack.causal
-        return cls(inputs, first, prefix, -(-LENS_TOKENS // (sequences or 32)), seed, "decoder_" if own else "")
+        share = LENS_TOKENS / (sequences or 32)
+        return cls(inputs, first, prefix, math.ceil(share), seed, "decoder_" if own else "")
 
     def settle(self, tokens: Tensor, native: Tensor) -> None:
         """Learn the shape of the stream, `[B, T, d]`, and place everything in it."""
@@ -53,19 +59,26 @@ class Batch:
         self.mask = self.real & (place > self.prefix)
         positions = torch.arange(self.real.shape[1], device=tokens.device)
         self.last = torch.where(self.real, positions, 0).amax(1)
-        self._draw()
-
-    def _draw(self) -> None:
         # Of long sequences one token of sixteen: the lens must stay cheap beside the pass itself.
-        counts = [min(self._sample, n, max(16, n // 16)) for n in self.mask.sum(1).tolist()]
-        self.sampled = torch.zeros(self.size, max(1, *counts), dtype=torch.long, device=self.mask.device)
-        self.sampled_mask = torch.zeros_like(self.sampled, dtype=torch.bool)
+        self.sampled, self.sampled_mask = self._draw(self._sample, 16, 0)
+        self.collected, self.collected_mask = self._draw(COLLECTED * self._sample // LENS_TOKENS, 1, 1)
+
+    def _draw(self, sample: int, thin: int, kind: int) -> tuple[Tensor, Tensor]:
+        """Positions `[B, n]` of so many tokens of each sequence that count, and which of them are there."""
+        counts = [min(sample, n, max(16, n // thin)) for n in self.mask.sum(1).tolist()]
+        drawn = torch.zeros(self.size, max(1, *counts), dtype=torch.long, device=self.mask.device)
+        known = torch.zeros_like(drawn, dtype=torch.bool)
         for b in range(self.size):
-            generator = generator_for(self._seed, self.first + b)
+            generator = generator_for(self._seed, self.first + b, kind)
             places = self.mask[b].nonzero().flatten().cpu()
             chosen = places[torch.randperm(len(places), generator=generator)[: counts[b]]].to(self.mask.device)
-            self.sampled[b, : len(chosen)] = chosen
-            self.sampled_mask[b, : len(chosen)] = True
+            drawn[b, : len(chosen)] = chosen
+            known[b, : len(chosen)] = True
+        return drawn, known
+
+    def few(self, most: int) -> Tensor:
+        """The places in the batch of the sequences whose number in the data is below a bound."""
+        return torch.arange(max(0, min(self.size, most - self.first)), device=self.mask.device)
 
     def labels(self, stack: Stack) -> Tensor | None:
         """The class that the logits at each token (or of each sequence, `[B, 1]`) should name, -100 for none."""
@@ -76,14 +89,15 @@ class Batch:
             return None
         if not stack.causal:
             return given if isinstance(given, Tensor) and given.shape == self.real.shape else None
-        ids = given if isinstance(given, Tensor) else self._ids()
+        ids = given if isinstance(given, Tensor) else self.ids()
         if ids is None or ids.shape != self.real.shape:
             return None
         following = torch.full_like(ids, -100)
         following[:, :-1] = ids[:, 1:].masked_fill(~self.real[:, 1:], -100)
         return following.masked_fill(~self.mask, -100)
 
-    def _ids(self) -> Tensor | None:
+    def ids(self) -> Tensor | None:
+        """The token ids `[B, T]`, or None where the input is not of tokens."""
         x: Any = self.inputs.get(self.side + "input_ids") if isinstance(self.inputs, Mapping) else self.inputs
         return x if isinstance(x, Tensor) and x.ndim == 2 and not x.is_floating_point() else None
 

@@ -12,6 +12,8 @@ from layerwright.core.packet import Packet
 from layerwright.core.reduce import Group, Key, Reducer
 from layerwright.core.registry import Measure
 
+_KEPT = "kept/"
+
 
 class Numbers(NamedTuple):
     """What a measure gave for one row: numbers by sequence or token, and where they count (None: where tokens do)."""
@@ -34,12 +36,21 @@ class Desk:
         self.measures = list(measures)
         self.options = options
         self.reducers = {m.name: Reducer() for m in self.measures}
+        self.kept: dict[str, list[Tensor]] = {}
+
+    def names(self, *quantities: str) -> bool:
+        """Whether any measure asks for one of these quantities."""
+        return any(need in quantities for m in self.measures for need in m.needs)
+
+    def keep(self, name: str, rows: Tensor) -> None:
+        """Keep rows for measures that are called at the end, behind those of the same name."""
+        self.kept.setdefault(name, []).append(rows.detach().cpu())
 
     def wants(self, *scopes: str) -> bool:
         """Whether any measure belongs to one of these scopes."""
         return any(m.scope in scopes for m in self.measures)
 
-    def give(self, scope: str, key: Key, quantities: Mapping[str, Tensor], prefix: str = "") -> None:
+    def give(self, scope: str, key: Key, quantities: Mapping[str, Any], prefix: str = "") -> None:
         """Feed every measure of the scope that needs no more than these quantities.
 
         Args:
@@ -52,7 +63,7 @@ class Desk:
             self.add(name, (*key, *more), numbers)
 
     def evaluate(
-        self, scope: str, quantities: Mapping[str, Tensor], prefix: str = ""
+        self, scope: str, quantities: Mapping[str, Any], prefix: str = ""
     ) -> dict[tuple[str, Key], Numbers]:
         """Numbers of every measure of the scope, by measure and by what its own result adds to the key."""
         found: dict[tuple[str, Key], Numbers] = {}
@@ -83,11 +94,15 @@ class Desk:
                 places.setdefault(name, []).append({"keys": keys, "stride": group.stride, "seen": group.seen})
                 tensors[f"{name}/{number}/sums"] = torch.from_numpy(group.sums)
                 tensors[f"{name}/{number}/sample"] = torch.from_numpy(group.sample)
-        self.reducers = {m.name: Reducer() for m in self.measures}
+        tensors |= {f"{_KEPT}{name}": torch.cat(pieces) for name, pieces in self.kept.items()}
+        self.reducers, self.kept = {m.name: Reducer() for m in self.measures}, {}
         return Packet({"measures": places}, tensors)
 
     def put(self, packet: Packet) -> None:
         """Add what a packet of `take` holds: other rows, or further sequences of the same rows."""
+        for name, rows in packet.tensors.items():
+            if name.startswith(_KEPT):
+                self.keep(name.removeprefix(_KEPT), rows)
         for name, places in packet.data["measures"].items():
             for number, place in enumerate(places):
                 sums, sample = (packet.tensors[f"{name}/{number}/{part}"].numpy() for part in ("sums", "sample"))

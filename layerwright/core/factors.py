@@ -152,7 +152,8 @@ def _columns(module: nn.Module, x: Tensor) -> Tensor:
 def _both_sides(module: _ConvNd) -> list[int]:
     if module.padding == "valid":
         return [0, 0] * len(module.kernel_size)
-    return [side for n in reversed(module.padding) for side in (int(n), int(n))]
+    sides: Any = module.padding
+    return [side for n in reversed(sides) for side in (n, n)]
 
 
 def _rows(module: nn.Module, delta: Tensor) -> Tensor:

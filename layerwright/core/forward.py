@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layerwright.core import collection
 from layerwright.core.batch import Batch
 from layerwright.core.calls import structure
 from layerwright.core.desk import Desk
@@ -141,7 +142,7 @@ class ForwardPass:
     def _enter(self, k: int, args: Any, kwargs: Any, state: Tensor) -> None:
         if k == 0:
             self._measures.bottom(state)
-            self._note(state)
+            self._note(0, state)
             self.replay = Replay(self.stack, self.batch.inputs, run=False) if self.keeps(self.batch) else None
         if self.replay is not None:
             self.replay.enter(k, args, kwargs, state)
@@ -152,15 +153,17 @@ class ForwardPass:
         self.structures.append(structure(output))
         if self.replay is not None:
             self.replay.leave(k, output, state)
-        self._note(state)
+        self._note(k + 1, state)
 
-    def _note(self, state: Tensor) -> None:
+    def _note(self, k: int, state: Tensor) -> None:
         """Keep the few tokens that other scopes ask for: the states of all of them together need no room."""
         state = self.stack.layout.tokens(state)
         if self.desk.wants("tower"):
             self.last.append(last_tokens(state, self.batch))
         if self.desk.wants("lens") and self.stack.tokenwise:
             self.sampled.append(sampled_tokens(state, self.batch))
+        if self.desk.wants(*collection.SCOPES):
+            collection.collect_state(self.desk, self.stack, self.batch, k, state)
 
 
 def last_tokens(state: Tensor, batch: Batch) -> Tensor:

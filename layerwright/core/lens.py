@@ -35,7 +35,7 @@ def lens_of_tokens(
     """
     final = final.flatten(0, 1)
     states = torch.stack(sampled).flatten(1, 2)
-    decode = _Decoder(stack, batch, structures)
+    decode = Decoder(stack, batch, structures)
     room = max(1, _AT_ONCE // (final.shape[-1] * decode.row))
     pieces: dict[tuple[int, str, Key], list[Numbers]] = {}
 
@@ -75,7 +75,7 @@ def lens_of_sequences(desk: Desk, batch: Batch, replay: Replay) -> float:
     return relative_error(lens, final)
 
 
-class _Decoder:
+class Decoder:
     """Logits of loose states: the rest of the model, run on rows of tokens of a kind that it knows."""
 
     def __init__(self, stack: Stack, batch: Batch, structures: list[Any]) -> None:

@@ -47,6 +47,20 @@ QUANTITIES: dict[str, Quantity] = {
     ),
     "probe": Quantity("jacobian", "[B, T, d]", "a standard normal vector at a block's output, zero on padding"),
     "pullback": Quantity("jacobian", "[B, T, d]", "the transposed Jacobian of the block applied to `probe`"),
+    "features": Quantity("collection", "[L + 1, n, d]", "every state at the collected places, tokens or sequences"),
+    "sequences": Quantity("collection", "[n]", "number of the sequence of each of these places"),
+    "positions": Quantity("collection", "[n]", "position in the sequence"),
+    "targets": Quantity("collection", "[n]", "class that the output should name there, -100 where there is none"),
+    "token_ids": Quantity("collection", "[n]", "the token there, -1 where the input is not of tokens"),
+    "head_inputs": Quantity("collection", "[n, d]", "what the last linear map of the model reads there"),
+    "head_weight": Quantity("collection", "[V, d]", "its weight"),
+    "summaries": Quantity(
+        "collection", "[L + 1, S, d]", "every state of each sequence's last token, or mean over tokens"
+    ),
+    "sequence_labels": Quantity("collection", "[S]", "label of each sequence where the data gives one, else -100"),
+    "other_features": Quantity("pair", "[L' + 1, n', d']", "`features` of the other model, or on the other data"),
+    "other_summaries": Quantity("pair", "[L' + 1, S', d']", "`summaries` of the other"),
+    "other_sequences": Quantity("pair", "[n']", "`sequences` of the other"),
     "weight": Quantity("weight", "[rows, columns]", "one weight matrix of a block"),
 }
 
@@ -54,7 +68,7 @@ QUANTITIES: dict[str, Quantity] = {
 # `skipped_update` is a skip measure, beside `gradient` a gradient measure.
 SCOPES = (
     "block", "point", "tower", "lens", "skip", "skip_output", "gradient", "matrix", "matrix_pair", "jacobian", "weight",
-    "table",
+    "collection", "pair", "table",
 )  # fmt: skip
 
 # What the recorder puts into the leading columns of a scope's tables.
@@ -70,5 +84,7 @@ INDEX: dict[str, tuple[str, ...]] = {
     "matrix_pair": ("block", "matrix", "beside"),
     "jacobian": ("block",),
     "weight": ("block", "matrix"),
+    "collection": (),
+    "pair": (),
     "table": (),
 }

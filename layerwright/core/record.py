@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerwright.core import backward
+from layerwright.core import backward, collection
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
@@ -200,7 +200,7 @@ class _Recorder:
     def _deep(self) -> bool:
         """Whether any measure needs blocks to be called again."""
         lens = self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise
-        return lens or self.desk.wants("skip", "skip_output", *backward.SCOPES)
+        return lens or self.desk.wants("skip", "skip_output", *backward.SCOPES, *collection.SCOPES)
 
     def _keeps(self, batch: Batch) -> bool:
         """Whether the states of a batch are held for the walks after the forward pass."""
@@ -226,6 +226,8 @@ class _Recorder:
     def _walk(self, part: Batch, replay: Replay) -> None:
         if self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise:
             self.out.note_error("lens", lens_of_sequences(self.desk, part, replay))
+        if self.desk.wants(*collection.SCOPES):
+            collection.collect_batch(self.desk, self.stack, part, replay)
         replay.output = None  # the logits can be the largest tensor of all
         if self.desk.wants("skip", "skip_output"):
             SkipPass(self.stack, self.desk, part, replay, self.seed).run(self._step("skips", part))

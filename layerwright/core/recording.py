@@ -11,13 +11,15 @@ import pandas as pd
 import torch
 
 from layerwright.core.backward import OF_LOSS
+from layerwright.core.collection import SCOPES, collected
 from layerwright.core.desk import Desk
+from layerwright.core.errors import UserError
 from layerwright.core.factors import unread
 from layerwright.core.packet import Packet
 from layerwright.core.reduce import Key, Reduced
 from layerwright.core.registry import Measure
 from layerwright.core.stack import Stack
-from layerwright.core.table import derived_columns, replicate_fields, table
+from layerwright.core.table import derived_columns, estimates, replicate_fields, table
 from layerwright.core.table import field as measured_field
 
 # What the self-tests compare, by the name under which their errors are noted.
@@ -44,7 +46,8 @@ class Check:
 class Recording:
     """What a pass gave: tables by name, self-tests, notes on what could not be measured, tokens counted.
 
-    `errors` are those of the self-tests, `rounding` is the machine epsilon of the coarsest stream met.
+    `errors` are those of the self-tests, `rounding` is the machine epsilon of the coarsest stream met; `collected` are
+    the states that were kept, and `pairs` the measures that want to see those of another recording beside them.
     """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -53,6 +56,8 @@ class Recording:
     sequences: int = 0
     tokens: int = 0
     errors: dict[str, float] = field(default_factory=dict)
+    collected: dict[str, torch.Tensor] = field(default_factory=dict)
+    pairs: list[Measure] = field(default_factory=list)
     rounding: float = 0.0
 
     def note_error(self, name: str, error: float) -> None:
@@ -60,7 +65,7 @@ class Recording:
         self.errors[name] = max(error, self.errors.get(name, 0.0))
 
     def to_packet(self) -> Packet:
-        """Everything but tables and checks, which are made at the end."""
+        """Everything but what is made at the end."""
         names = ("notes", "sequences", "tokens", "rounding")
         data = {name: getattr(self, name) for name in names} | {"errors": list(self.errors)}
         return Packet(data, {"errors": torch.tensor([*self.errors.values()], dtype=torch.float64)})
@@ -84,6 +89,21 @@ class Recording:
             self.checks.append(Check(title, error, tolerance, bool(error <= tolerance), note))
         _Tables(self, stack, desk, seed).make()
 
+    def measure_collection(
+        self, m: Measure, options: Mapping[str, Any], other: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Let a measure see the states that were kept, and those of the other survey."""
+        known = self.collected | {f"other_{name}": x for name, x in (other or self.collected).items()}
+        missing = [need for need in m.needs if need not in known]
+        try:
+            if missing:
+                raise UserError(f"this model supplies no {', '.join(missing)}")
+            found = m.function(*(known[need] for need in m.needs), **options)
+        except UserError as error:
+            self.notes.append(f"{m.name} could not be measured: {error}")
+            return
+        self.tables[m.name] = estimates(m.index, found, m.meta())
+
 
 class _Tables:
     def __init__(self, out: Recording, stack: Stack, desk: Desk, seed: int) -> None:
@@ -96,6 +116,13 @@ class _Tables:
         for m in self.measures:
             if m.scope == "table":
                 self._derived(m, reduced)
+                continue
+            if m.scope in SCOPES:
+                self.out.collected = self.out.collected or collected(self.desk, self.stack.depth)
+                if m.scope == "collection":
+                    self.out.measure_collection(m, self.options.get(m.name, {}))
+                else:
+                    self.out.pairs.append(m)
                 continue
             result = self.desk.reducers[m.name].finish()
             if not result.keys:

@@ -13,6 +13,8 @@ from layerwright.core.paper import BY_ID, Paper
 from layerwright.core.quantities import INDEX, QUANTITIES, SCOPES
 
 TIERS = ("quick", "standard", "deep")
+# Measures that cost more than all others together belong to no tier: they are asked for by name.
+BY_NAME = "by name"
 Range = tuple[float | None, float | None]
 
 
@@ -72,13 +74,14 @@ def measure(
     pairs with a mask of the tokens that count); `index` names leading axes
     of the result where there are some.
 
-    `paper` is an arXiv number of the bibliography (`core/paper.py`).
+    `paper` is an arXiv number of the bibliography (`core/paper.py`). A measure of the tier `by name` runs only where it
+    is asked for.
 
     Raises:
         ValueError: the name is taken, the tier is unknown, or the docstring is missing.
     """
-    if tier not in TIERS:
-        raise ValueError(f"tier {tier!r}: expected one of {', '.join(TIERS)}")
+    if tier not in (*TIERS, BY_NAME):
+        raise ValueError(f"tier {tier!r}: expected one of {', '.join((*TIERS, BY_NAME))}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         name = function.__name__
@@ -149,7 +152,7 @@ def choose(tier: str, only: Iterable[str] = (), skip: Iterable[str] = ()) -> lis
     """The measures of a tier (each tier holds the ones before it), or just those named, with all they read from."""
     if tier not in TIERS:
         raise UserError(f"tier {tier!r}: expected one of {', '.join(TIERS)}")
-    wanted = [find(n) for n in only] or [m for m in MEASURES.values() if TIERS.index(m.tier) <= TIERS.index(tier)]
+    wanted = [find(n) for n in only] or [m for m in MEASURES.values() if m.tier in TIERS[: TIERS.index(tier) + 1]]
     left_out = {find(n).name for n in skip}
     chosen: dict[str, Measure] = {}
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwright.core import backward
+from layerwright.core import backward, collection
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.budget import Budget
@@ -237,6 +237,10 @@ class Walk:
         if self._desk.wants("tower"):
             give_tower(self._desk, [last_tokens(tokens(state), ride.batch) for state in states])
         self._lens(ride, states)
+        if self._desk.wants(*collection.SCOPES):
+            for point, state in enumerate(states):
+                collection.collect_state(self._desk, self.stack, ride.batch, point, tokens(state))
+            collection.collect_batch(self._desk, self.stack, ride.batch, ride.replay)
         if self._desk.wants("skip", "skip_output"):
             skips = self._skips(ride)
             skips.answer(StreamFiles(ride.streams(self.stack.depth), None, stream_keys(self.stack.depth, skips.kinds)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,28 @@ def table(
         frame[name] = values
     frame.attrs = dict(meta) | {"index": names}
     return frame
+
+
+class Estimate(NamedTuple):
+    """A number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimates(index: Iterable[str], found: Mapping[Key, float | Estimate], meta: Mapping[str, Any]) -> pd.DataFrame:
+    """A frame of numbers by key, with intervals where there are any.
+
+    Example:
+        >>> estimates(["point"], {(0,): Estimate(0.5, 0.25, 0.75), (1,): 1.0}, {})["low"].tolist()
+        [0.25, nan]
+    """
+    rows = [x if isinstance(x, Estimate) else Estimate(float(x), float("nan"), float("nan")) for x in found.values()]
+    columns = {name: np.array([row[k] for row in rows], dtype=float) for k, name in enumerate(Estimate._fields)}
+    if np.isnan(columns["low"]).all():
+        columns = {"value": columns["value"]}
+    return table(index, list(found), columns, meta)
 
 
 class Field:

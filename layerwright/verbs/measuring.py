@@ -90,6 +90,7 @@ def survey(
         )  # fmt: skip
         requests = {"model": request} | ({} if against is None else {"against": request.of(against)})
         found = engine.answers(requests)
+        _pair(found, options)
     settings = {
         "tier": tier,
         "measures": [m.name for m in chosen],
@@ -105,6 +106,14 @@ def survey(
         result.save(folder)
         engine.tidy(folder)
     return result
+
+
+def _pair(found: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> None:
+    """Let measures of pairs see what was kept of both models, or of one twice where there is no other."""
+    mine = found["model"].recording
+    other = found.get("against", found["model"]).recording
+    for m in mine.pairs:
+        mine.measure_collection(m, options.get(m.name, {}), other.collected)
 
 
 def _surveyed(answer: Any, settings: Mapping[str, Any]) -> Survey:
