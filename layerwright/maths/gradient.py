@@ -57,8 +57,8 @@ class MatrixGradient:
             >>> MatrixGradient(x, delta).values()
             tensor([[6.]], dtype=torch.float64)
         """
-        # Of what is not finite nothing can be said, and LAPACK would raise.
-        finite = self.inputs.flatten(1).isfinite().all(1) & self.deltas.flatten(1).isfinite().all(1)
+        # Of what is not finite nothing can be said, and LAPACK would raise. A sum is finite unless something in it is not.
+        finite = (_sums(self.inputs) + _sums(self.deltas)).isfinite()
         if not finite.all():
             values = torch.full((len(finite), min(self.inputs.shape[1], *self.shape)), torch.nan).double()
             values[finite.cpu()] = MatrixGradient(self.inputs[finite], self.deltas[finite]).values().cpu()
@@ -123,6 +123,10 @@ def input_gram(inputs: Tensor) -> Tensor:
     """X Xᵀ in float64, `[B, T, T]`."""
     x = inputs.double()
     return x @ x.mT
+
+
+def _sums(x: Tensor) -> Tensor:
+    return x.flatten(1).sum(1, dtype=torch.float64)
 
 
 def _longer(x: Tensor, tokens: int) -> Tensor:
