@@ -56,6 +56,9 @@ def survey(
     skip: Annotated[list[str] | None, typer.Option(metavar="NAME ...", help="Not these measures.")] = None,
     options: Settings = None,
     against: Annotated[str | None, typer.Option(metavar="MODEL2", help="Another model, on the same data.")] = None,
+    against_text: Annotated[
+        str | None, typer.Option(metavar="FILE|DIR", help="Other text, for the same model or the other.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write survey.json, tables and report.html.")] = None,
     device: Annotated[str, typer.Option(metavar="D", help="Where to compute.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(metavar="T", help="Of the weights; default the checkpoint's.")] = None,
@@ -91,6 +94,7 @@ def survey(
         stream=stream.value,
         jobs=jobs,
         against=against,
+        against_data=against_text,
         out=out,
         progress=sys.stderr.isatty(),
         say=say,

@@ -60,12 +60,12 @@ class Request:
     progress: Progress = lambda stage, done, total: None
     say: Callable[[str], None] = lambda line: None
 
-    def of(self, model: str | Path | nn.Module) -> Request:
-        """The same of another model, with a folder and a tokenizer of its own."""
+    def of(self, model: str | Path | nn.Module | None, data: Any = None) -> Request:
+        """The same of another model, with a folder and a tokenizer of its own, or on other data, or both."""
         out = None if self.out is None else self.out / AGAINST
-        return replace(
-            self, model=model, out=out, tokenizer=None if not isinstance(model, nn.Module) else self.tokenizer
-        )
+        model, data = self.model if model is None else model, self.data if data is None else data
+        same = model is self.model or isinstance(model, nn.Module)
+        return replace(self, model=model, data=data, out=out, tokenizer=self.tokenizer if same else None)
 
     @cached_property
     def ranks(self) -> Ranks:

@@ -47,7 +47,8 @@ class Recording:
     """What a pass gave: tables by name, self-tests, notes on what could not be measured, tokens counted.
 
     `errors` are those of the self-tests, `rounding` is the machine epsilon of the coarsest stream met; `collected` are
-    the states that were kept, and `pairs` the measures that want to see those of another recording beside them.
+    the states that were kept, and `pairs` the measures that want to see those of another recording beside them;
+    `reduced` is what the tables of means were made from.
     """
 
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Recording:
     errors: dict[str, float] = field(default_factory=dict)
     collected: dict[str, torch.Tensor] = field(default_factory=dict)
     pairs: list[Measure] = field(default_factory=list)
+    reduced: dict[str, Reduced] = field(default_factory=dict)
     rounding: float = 0.0
 
     def note_error(self, name: str, error: float) -> None:
@@ -112,7 +114,7 @@ class _Tables:
         self.options: Mapping[str, Mapping[str, Any]] = desk.options
 
     def make(self) -> None:
-        reduced: dict[str, Reduced] = {}
+        reduced = self.out.reduced
         for m in self.measures:
             if m.scope == "table":
                 self._derived(m, reduced)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from layerwright.core.compare import compare
+from layerwright.core.compare import Differences, compare
 from layerwright.core.files import write_files
 from layerwright.core.plan import Plan
 from layerwright.core.recording import Check
@@ -60,11 +60,12 @@ class Survey:
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     against: Survey | None = None
+    differences: Mapping[str, Differences] = field(default_factory=dict)
 
     @property
     def comparison(self) -> dict[str, pd.DataFrame]:
-        """By measure, the numbers of both models, where there are two: value, against, difference, apart."""
-        return {} if self.against is None else compare(self.tables, self.against.tables)
+        """By measure, the numbers of both models or data sets: value, against, difference, its interval, apart."""
+        return {} if self.against is None else compare(self.tables, self.against.tables, self.differences)
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         """The table of one measure."""

@@ -57,7 +57,7 @@ class MatrixGradient:
             >>> MatrixGradient(x, delta).values()
             tensor([[6.]], dtype=torch.float64)
         """
-        # Of what is not finite nothing can be said, and LAPACK would raise. A sum is finite unless something in it is not.
+        # Of what is not finite nothing can be said, and LAPACK would raise. A sum is finite unless some number is not.
         finite = (_sums(self.inputs) + _sums(self.deltas)).isfinite()
         if not finite.all():
             values = torch.full((len(finite), min(self.inputs.shape[1], *self.shape)), torch.nan).double()

@@ -81,7 +81,7 @@ def show(survey: Survey, console: Console | None = None, folder: Path | None = N
     if not survey.findings:
         console.print("Nothing stands out.\n", style="green")
     if survey.against is not None:
-        _print_comparison(console, survey.against.model["name"], summary(survey.comparison))
+        _print_comparison(console, _other(survey, survey.against), summary(survey.comparison))
     _print_checks(console, survey)
     for note in survey.notes:
         console.print(f"note: {note}", style="dim", markup=False)
@@ -175,8 +175,16 @@ def _print_finding(console: Console, finding: Finding) -> None:
     console.print(Padding(Text(finding.advice, "italic"), (0, 0, 1, 2)))
 
 
+def _other(survey: Survey, against: Survey) -> str:
+    """What the other survey was of: another model, other data, or both."""
+    data = against.data["source"] if against.data["digest"] != survey.data["digest"] else ""
+    if against.model["name"] == survey.model["name"] and data:
+        return str(data)
+    return f"{against.model['name']} on {data}" if data else str(against.model["name"])
+
+
 def _print_comparison(console: Console, name: str, summed: pd.DataFrame) -> None:
-    console.print(f"Against {name}: this model minus the other", style="bold", markup=False)
+    console.print(f"Against {name}: this survey minus the other", style="bold", markup=False)
     content = [
         (row.measure, f"{row.apart:.0f} of {row.rows}" if pd.notna(row.apart) else "", *map(number, row[4:]))
         for row in summed.itertuples()

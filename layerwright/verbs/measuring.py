@@ -34,6 +34,7 @@ def survey(
     stream: str = "auto",
     jobs: str | int | None = None,
     against: str | Path | nn.Module | None = None,
+    against_data: Any = None,
     out: str | Path | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -62,6 +63,7 @@ def survey(
         jobs: measure in independent jobs of a few sequences, each on one thread: `serial`, a number of local workers,
             `auto` (one a core), `ray` or `ray://HOST:PORT`. The numbers are the same, bit for bit, wherever jobs run.
         against: another model to survey on the same data; `result.against` is its survey, `result.comparison` both.
+        against_data: other data to survey the model on (or the other model): slow answers against fast ones, say.
         out: folder to save the result in. A survey block by block, or by jobs, that was stopped goes on from there.
         progress: show progress bars.
         say: called with a line that a user should read before the work is done, as the budget of a walk.
@@ -74,11 +76,12 @@ def survey(
     """
     from layerwright import __version__, measures
     from layerwright.core import engine
+    from layerwright.core.compare import differences
     from layerwright.core.ranks import Ranks
     from layerwright.core.registry import choose
 
     del measures  # importing the package registers every measure
-    start = time.perf_counter()
+    start, two = time.perf_counter(), against is not None or against_data is not None
     chosen = choose(tier, only, skip)
     options = _checked(options or {}, chosen)
     leads = Ranks.of(model).leads and Ranks.of(against).leads
@@ -88,7 +91,7 @@ def survey(
             model, data, chosen, options, blocks, tokenizer, device, dtype, max_tokens, length, seed, trust_remote_code,
             stream, None if jobs is None else str(jobs), folder, shown, say,
         )  # fmt: skip
-        requests = {"model": request} | ({} if against is None else {"against": request.of(against)})
+        requests = {"model": request} | ({"against": request.of(against, against_data)} if two else {})
         found = engine.answers(requests)
         _pair(found, options)
     settings = {
@@ -100,8 +103,10 @@ def survey(
         "seconds": round(time.perf_counter() - start, 2),
     }
     result = _surveyed(found["model"], settings)
-    if against is not None:
+    if two:
         result.against = _surveyed(found["against"], settings)
+        one, other = (found[name].recording.reduced for name in ("model", "against"))
+        result.differences = differences(one, other, seed)
     if folder is not None:
         result.save(folder)
         engine.tidy(folder)
