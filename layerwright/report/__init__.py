@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from layerwright.report.beside import beside
 from layerwright.report.looks import LOOKS, SECTIONS
 from layerwright.report.palette import css
 from layerwright.report.pictures import Card, card
@@ -44,6 +45,7 @@ def render(document: Mapping[str, Any]) -> str:
     return _environment().get_template("page.html.j2").render(
         _common(document),
         sections=_sections(sheets(document)),
+        beside=beside(document),
         facts=facts(document),
         checks=document.get("checks") or [],
         most_rows=MOST_ROWS,

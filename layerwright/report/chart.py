@@ -160,12 +160,13 @@ def _stretched(marks: Markup, label: str) -> Markup:
 
 def _around(svg: Markup, left: Labels, below: Labels, name: str, up: str = "", over: str = "") -> Markup:
     """An SVG with the words of its axes."""
-    wide = min(max((len(t) for _, t in left), default=1), 16)
+    # A minus sign is wider than a figure.
+    wide = min(max((len(t) + 0.5 * t.count("−") for _, t in left), default=1), 22)
     y = element("div", *(element("span", t, style=f"bottom:{at:.2%}") for at, t in left), class_="y")
     x = element("div", *(element("span", t, style=f"left:{at:.2%}") for at, t in below), class_="x")
     upward = element("div", "↑ ", up, class_="up") if up else ""
     return element("div", upward, y, element("div", svg, over, class_="area"), x,
-                   element("div", name, class_="name"), class_="chart", style=f"--wide:{wide}ch")  # fmt: skip
+                   element("div", name, class_="name"), class_="chart", style=f"--wide:{wide:g}ch")  # fmt: skip
 
 
 def _middles(places: Sequence[str]) -> Labels:

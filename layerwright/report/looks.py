@@ -31,6 +31,14 @@ SECTIONS = (
     ("angles", "Angles", "How far the direction of the stream turns over one block, and over stretches of blocks."),
     ("lens", "The lens", "What the model would predict if it had to answer from an intermediate state."),
     ("skips", "Skips", "What changes in later blocks and in the output when one block is left out."),
+    ("gradients", "Gradients", "Which matrices the loss would still change, how strongly, and in how many directions."),
+    ("curvature", "Curvature", "How the loss bends: why a learning rate that works for one block fails for another."),
+    ("inside", "Inside the blocks", "What attention lets through, and how many hidden units do the work."),
+    (
+        "representations",
+        "Representations",
+        "What is known where: classes, concepts, and how states of layers map to each other.",
+    ),
     ("weights", "Weights", "What can be read off the weight matrices without any data."),
     ("other", "Other measures", "Measures without a section of their own."),
 )
@@ -82,6 +90,18 @@ LOOKS = {
     "first_order_agreement": Look(
         "skips", "How well the prediction orders the blocks",
         "Rank correlation of the predicted and the measured loss increase: 1 is the same order, 0 none."),
+    "gradient_spectrum": Look(
+        "gradients", "How large each matrix's gradient is, and how many directions it has",
+        "Singular values of one sequence's gradient, mean over sequences. A line or row for each matrix of the block.",
+        wide=True, first="nuclear_norm"),
+    "gradient_roughness": Look(
+        "gradients", "How much gradients differ from one block to the next",
+        "Mean absolute difference between neighbouring blocks, over all blocks and over each third of the tower.",
+        wide=True),
+    "gradient_similarity": Look(
+        "gradients", "Whether gradients point the same way",
+        "Cosine with another matrix of the block, with the same one of the next block, and of another sequence.",
+        wide=True),
     "weight_spectrum": Look(
         "weights", "How many directions each weight matrix uses, and how large it is",
         "One line for each matrix; a matrix of low rank acts on few directions of its input.", wide=True),
@@ -106,6 +126,14 @@ WORDS = {
     "kl_ratio": "KL divergence, ratio",
     "cosine_ratio": "cosine, ratio",
     "overlap_ratio": "overlap, ratio",
+    "nuclear_norm": "nuclear norm",
+    "nuclear_norm_over_loss": "nuclear norm over the loss",
+    "frobenius_norm_over_loss": "length over the loss",
+    "largest_over_loss": "largest singular value over the loss",
+    "smallest_over_loss": "smallest singular value over the loss",
+    "largest": "largest singular value",
+    "smallest": "smallest singular value",
+    "ratio": "largest singular value over their sum",
     "max": "largest over tokens",
     "value": "mean over tokens",
 }

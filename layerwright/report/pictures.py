@@ -6,7 +6,7 @@ The choice rests on the index columns alone (`Sheet.axes`, `Sheet.kinds`), so th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -74,9 +74,14 @@ def card(sheet: Sheet, tables: Mapping[str, Sheet]) -> Card:
 
 
 def _panels(sheet: Sheet, look: Look, title: str) -> Iterator[Panel]:
-    if "value" not in sheet.columns or not sheet.rows or len(sheet.axes) not in (1, 2):
-        return
     others = [k for k in sheet.kinds if k != "quantity"]
+    if "value" not in sheet.columns or not sheet.rows or len(sheet.axes) > 2:
+        return
+    if not sheet.axes:
+        if len(others) == 2 and len(sheet.rows) > MOST_MAPS:
+            for quantity in sheet.quantities or [""]:
+                yield _over_two_kinds(sheet, others, quantity, title)
+        return
     if len(sheet.axes) == 1:
         for group in _groups(sheet, others, look.first):
             yield _over_one_axis(sheet, look, title, group, others)
@@ -127,11 +132,12 @@ def _series(sheet: Sheet, axis: str, group: list[str], others: list[str]) -> Ite
     """Name and rows of each line: one for every quantity of the group and every combination of the other kinds."""
     kinds = [*others, *(["quantity"] if group else [])]
     options = [*(sheet.values_of(k) for k in others), *([group] if group else [])]
+    short = endings(v for k in others for v in sheet.values_of(k))
     for chosen in product(*options):
         rows = sheet.by(axis, **dict(zip(kinds, chosen, strict=True)))
         if rows:
             named = kinds if len(group) != 1 else kinds[:-1]
-            yield ", ".join(say(c, k) for c, k in zip(chosen, named, strict=False)), rows
+            yield ", ".join(short.get(c) or say(c, k) for c, k in zip(chosen, named, strict=False)), rows
 
 
 def _fit_series(series: list[Series], kind: Kind | None = None) -> Scale:
@@ -172,6 +178,24 @@ def _over_two_axes(sheet: Sheet, look: Look, title: str, chosen: dict[str, str])
         views.append((say(statistic), view))
         note = note or scale.note.replace("logarithmic axis", "logarithmic colours")
     return Panel(views, heading, _shown(sheet.unit(chosen.get("quantity"))), note)
+
+
+def _over_two_kinds(sheet: Sheet, kinds: list[str], quantity: str, title: str) -> Panel:
+    """Names against names: a row for each of the first kind, a column for each of the second."""
+    chosen = {"quantity": quantity} if quantity else {}
+    up, across = (sheet.values_of(kind) for kind in kinds)
+    here = list(sheet.where(**chosen))
+    scale, ramp = _colours(r["value"] for r in here)
+    cells = {
+        (across.index(r[kinds[1]]), up.index(r[kinds[0]])): (
+            r["value"], f"{r[kinds[0]]}, {say(r[kinds[1]])}\n{chart.words(r)}")
+        for r in here
+    }  # fmt: skip
+    heading = say(quantity) if quantity else ""
+    columns, rows = ([endings(values).get(v) or say(v) for v in values] for values in (across, up))
+    label = ": ".join(filter(None, (title, heading)))
+    view = chart.heat_map(columns, rows, cells, scale, ramp, label, (spoken(kinds[1]), spoken(kinds[0])))
+    return Panel([("", view)], heading, _shown(sheet.unit(quantity)), scale.note)
 
 
 def _colours(values: Any) -> tuple[Scale, str]:
@@ -223,6 +247,26 @@ def _numbers(sheet: Sheet) -> list[Number]:
         interval = f"{low} to {high}" if low else ""
         out.append(Number(name, "block" if counts_blocks else "", value, interval, "" if counts_blocks else unit))
     return out
+
+
+def endings(names: Iterable[Any]) -> dict[str, str]:
+    """Dotted names of a model's code by their last parts, as many as tell them apart.
+
+    Example:
+        >>> endings(["self_attn.q_proj", "mlp.fc.in", "attn.fc.in", "next block"])
+        {'self_attn.q_proj': 'q_proj', 'mlp.fc.in': 'mlp.fc.in', 'attn.fc.in': 'attn.fc.in'}
+    """
+    dotted = list(dict.fromkeys(name for name in names if isinstance(name, str) and "." in name and " " not in name))
+
+    def ending(name: str, parts: int) -> str:
+        return ".".join(name.split(".")[-parts:])
+
+    found = {}
+    for name in dotted:
+        lengths = range(1, name.count(".") + 2)
+        unique = (n for n in lengths if sum(ending(other, n) == ending(name, n) for other in dotted) == 1)
+        found[name] = ending(name, next(unique, lengths[-1]))
+    return found
 
 
 def say(name: Any, column: str = "quantity") -> str:

@@ -24,6 +24,11 @@ class Sheet:
     name: str
     spec: Mapping[str, Any]
 
+    @property
+    def file(self) -> str:
+        """Where all its rows are, beside the page."""
+        return str(self.spec.get("file") or f"tables/{self.name}.csv")
+
     @cached_property
     def columns(self) -> list[str]:
         """All columns in their order."""
