@@ -89,7 +89,9 @@ class Batch:
             return None
         if not stack.causal:
             return given if isinstance(given, Tensor) and given.shape == self.real.shape else None
-        ids = given if isinstance(given, Tensor) else self.ids()
+        # One label a sequence says nothing of its tokens.
+        by_token = isinstance(given, Tensor) and given.shape != (self.size,)
+        ids = given if by_token else self.ids()
         if ids is None or ids.shape != self.real.shape:
             return None
         following = torch.full_like(ids, -100)

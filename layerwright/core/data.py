@@ -71,7 +71,8 @@ def load_data(
     """Turn what a user has into batches for a model.
 
     Args:
-        source: a text file or folder of text files; a `.jsonl` file (`data.jsonl:FIELD` where the field is not `text`);
+        source: a text file or folder of text files; a `.jsonl` file (`data.jsonl:FIELD` where the field is not `text`, or
+            with `prompt` and `response`, of which only the response has a loss);
             an `.npz` file of arrays named as model inputs; a folder of images; `demo` or None (held-out files of the
             standard library); a list of strings; a tensor, a dict of tensors, a list of either, or a list of 1-d
             tensors of token ids; a DataLoader; a Hugging Face dataset with a column `text` or `input_ids`.
@@ -117,7 +118,7 @@ def _batches(source: Source, budget: int, size: int | None, pad: int) -> tuple[l
     """The source within its budget as batches, its prefix, and a note where something was left out."""
     if source.rows is not None:
         rows, notes = _choose(source.rows, budget)
-        return _pad([ids for ids, _ in rows], size, pad), rows[0][1], notes
+        return _pad(rows, size, pad), rows[0].prefix, notes
     if source.arrays is not None:
         batches, notes = _split(source.arrays, budget, size)
         return batches, 0, notes
@@ -130,7 +131,7 @@ def _choose(rows: Iterator[Row], budget: int) -> tuple[list[Row], tuple[str, ...
     used = 0
     for row in rows:
         pool.append(row)
-        used += len(row[0])
+        used += len(row.ids)
         if used >= _SPREAD * budget:
             break
     if not pool:
@@ -138,14 +139,21 @@ def _choose(rows: Iterator[Row], budget: int) -> tuple[list[Row], tuple[str, ...
     return evenly(pool, max(1, budget * len(pool) // used), "sequences")
 
 
-def _pad(rows: list[list[int]], batch_size: int | None, pad: int) -> list[Batch]:
-    size = batch_size or max(1, BATCH_TOKENS // max(map(len, rows)))
+def _pad(rows: list[Row], batch_size: int | None, pad: int) -> list[Batch]:
+    size = batch_size or max(1, BATCH_TOKENS // max(len(row.ids) for row in rows))
     batches = []
     for part in (rows[k : k + size] for k in range(0, len(rows), size)):
-        width = max(map(len, part))
-        batch = {"input_ids": torch.tensor([ids + [pad] * (width - len(ids)) for ids in part])}
-        if any(len(ids) < width for ids in part):
-            batch["attention_mask"] = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in part])
+        width = max(len(row.ids) for row in part)
+
+        def filled(given: list[list[int]], filling: int, width: int = width) -> Tensor:
+            return torch.tensor([ids + [filling] * (width - len(ids)) for ids in given])
+
+        batch = {"input_ids": filled([row.ids for row in part], pad)}
+        if any(len(row.ids) < width for row in part):
+            batch["attention_mask"] = filled([[1] * len(row.ids) for row in part], 0)
+        labels = [row.labels for row in part if row.labels is not None]
+        if labels:
+            batch["labels"] = filled(labels, -100)
         batches.append(batch)
     return batches
 

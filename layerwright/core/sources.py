@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,13 +15,23 @@ from torch import Tensor, nn
 
 from layerwright.core import images, text
 from layerwright.core.errors import UserError
+from layerwright.core.exchanges import exchange_rows, holds_exchanges, read_exchanges
 from layerwright.core.quiet import unwrap
 
 LENGTH = 256
 _LIMITS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
 
+_ONLY_RESPONSES = "only tokens of responses have a loss: the data are prompts with responses"
+
 Batch = dict[str, Tensor]
-Row = tuple[list[int], int]  # token ids, and how many special tokens stand in front
+
+
+class Row(NamedTuple):
+    """Token ids, how many special tokens stand in front, and the label at each token where they are not the ids."""
+
+    ids: list[int]
+    prefix: int
+    labels: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,13 +78,13 @@ class Reader:
             return Source(name, "arrays", arrays={key: _tensor(key, value) for key, value in source.items()})
         columns = _columns(source)
         if "input_ids" in columns:
-            return Source(name, "tokens", rows=((list(row["input_ids"]), 0) for row in source))
+            return Source(name, "tokens", rows=(Row(list(row["input_ids"]), 0) for row in source))
         if "text" in columns:
             return self._text(name, (row["text"] for row in source))
         if _all(source, lambda x: isinstance(x, str)):
             return self._text(name, source)
         if _all(source, lambda x: isinstance(x, Tensor) and x.ndim == 1 and not x.is_floating_point()):
-            return Source(name, "tokens", rows=((x.tolist(), 0) for x in source))
+            return Source(name, "tokens", rows=(Row(x.tolist(), 0) for x in source))
         if isinstance(source, Iterable):
             return Source(name, "arrays", batches=(_batch(x, self.main_input()) for x in source))
         raise UserError(f"got data of type {name}; expected a path, tensors, a DataLoader or a Hugging Face dataset")
@@ -82,7 +92,7 @@ class Reader:
     def _text(self, name: str, texts: Iterable[str], notes: tuple[str, ...] = ()) -> Source:
         if self.tokenizer is None:
             raise UserError("got text, but the model has no tokenizer; give token ids: an .npz with an array input_ids")
-        rows = text.sequences(texts, self.tokenizer, self.sequence_length(), name)
+        rows = (Row(*row) for row in text.sequences(texts, self.tokenizer, self.sequence_length(), name))
         return Source(name, "text", rows=rows, notes=notes)
 
     def _path(self, source: str | Path) -> Source:
@@ -95,6 +105,9 @@ class Reader:
             return Source(str(source), "arrays", arrays=self._npz(path))
         if path.is_dir() and self._reads_images(path):
             return self._images(path)
+        if path.suffix == ".jsonl" and field == "text" and self.tokenizer is not None and holds_exchanges(path):
+            found = exchange_rows(read_exchanges(path), self.tokenizer, self.sequence_length(), str(source))
+            return Source(str(source), "text", rows=(Row(*row) for row in found), notes=(_ONLY_RESPONSES,))
         return self._text(str(source), text.documents(path, field=field, limit=text.bytes_for(self.tokens)))
 
     def _reads_images(self, folder: Path) -> bool:

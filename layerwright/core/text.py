@@ -78,7 +78,7 @@ def sequences(texts: Iterable[str], tokenizer: Callable[..., Any], length: int, 
     Raises:
         UserError: there is no text, or no document of at least 8 tokens.
     """
-    front, back = _special_tokens(tokenizer)
+    front, back = special_tokens(tokenizer)
     room = length - len(front) - len(back)
     if room < MIN_TOKENS:
         raise UserError(f"got sequences of {length} tokens; expected at least {MIN_TOKENS + len(front) + len(back)}")
@@ -153,7 +153,7 @@ def _decode(path: Path, raw: bytes, *, whole: bool = True, before: int = 0) -> s
         ) from None
 
 
-def _special_tokens(tokenizer: Callable[..., Any]) -> tuple[Ids, Ids]:
+def special_tokens(tokenizer: Callable[..., Any]) -> tuple[Ids, Ids]:
     """What the tokenizer puts in front of a text and behind it."""
     plain, full = (_encode(tokenizer, "a", special=special) for special in (False, True))
     for k in range(len(full) - len(plain) + 1):
