@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from layerwright.core.plan import Plan
+from layerwright.core.planner import in_words
 from layerwright.core.survey import Finding, Survey
 
 Rule = Callable[[Survey], Iterator[Finding]]
@@ -53,22 +54,6 @@ def _column(survey: Survey, name: str, index: str, column: str = "value", **fixe
     return frame.set_index(index)[column].astype(float)
 
 
-def _list(blocks: list[int]) -> str:
-    """0, 3–5 and 7: runs are joined."""
-    runs: list[list[int]] = []
-    for b in blocks:
-        if runs and b == runs[-1][-1] + 1:
-            runs[-1].append(b)
-        else:
-            runs.append([b])
-    words = [str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs]
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
-
-
-def _blocks(blocks: list[int]) -> str:
-    return ("block " if len(blocks) == 1 else "blocks ") + _list(blocks)
-
-
 @rule
 def nonfinite(survey: Survey) -> Iterator[Finding]:
     """A block from which on the stream is NaN or infinite."""
@@ -97,7 +82,7 @@ def dead_blocks(survey: Survey) -> Iterator[Finding]:
     if dead:
         plan = Plan(({"drop": dead},), str(survey.model.get("name", "")), "these blocks add nothing to the stream")
         yield Finding(
-            "dead_blocks", f"{_blocks(dead).capitalize()} {'does' if len(dead) == 1 else 'do'} nothing", dead,
+            "dead_blocks", f"{in_words(dead).capitalize()} {'does' if len(dead) == 1 else 'do'} nothing", dead,
             [f"the largest update over all tokens is {size[b]:.1e} of the stream (block {b})" for b in dead[:4]],
             "Leave them out: the output stays the same.", "act", plan if len(dead) < len(size) else None,
         )  # fmt: skip
@@ -115,11 +100,11 @@ def expendable(survey: Survey) -> Iterator[Finding]:
     chosen = sorted(b for k, b in enumerate(order) if rise[order[: k + 1]].clip(lower=0).sum() <= 2 * SMALL_LOSS)
     total = float(rise[chosen].sum())
     yield Finding(
-        "expendable", f"{_blocks(cheap).capitalize()} hardly {'matters' if len(cheap) == 1 else 'matter'} for the loss",
+        "expendable", f"{in_words(cheap).capitalize()} hardly matter{'s' * (len(cheap) == 1)} for the loss",
         cheap,
         [*(f"skipping block {b} costs {rise[b]:.3f} nat/token (at most {high[b]:.3f})" for b in order[:4]),
          f"the median block costs {rise.median():.3f}, the dearest {rise.max():.2f} (block {int(rise.idxmax())})"],
-        f"Try the model without {_blocks(chosen)}, the cheapest: each was skipped alone, and together they cost "
+        f"Try the model without {in_words(chosen)}, the cheapest: each was skipped alone, and together they cost "
         f"{total:.2f} nat/token if the costs add up, which the reshape must verify.",
         "act",
         Plan(({"drop": chosen},), str(survey.model.get("name", "")),
@@ -138,7 +123,7 @@ def keep(survey: Survey) -> Iterator[Finding]:
             f"skipping block {b} raises the loss by {rise[b]:.2f} nat/token (at least {low[b]:.2f})" for b in vital
         ]
         yield Finding(
-            "keep", f"{_blocks(vital).capitalize()} must not be touched", vital,
+            "keep", f"{in_words(vital).capitalize()} must not be touched", vital,
             [*evidence[:4], f"the median block costs {rise.median():.3f}"],
             f"Keep {'it' if len(vital) == 1 else 'them'} whole in any edit: no pruning, no sharing, no low rank.",
             "protect",
@@ -173,7 +158,7 @@ def growing_stream(survey: Survey) -> Iterator[Finding]:
         blocks = [int(b) for b in upper.index[:-1]]
         yield Finding(
             "growing_stream", "The stream keeps growing exponentially in the upper half of the tower", blocks,
-            [f"its scale grows by {np.expm1(rate):.0%} a block over blocks {_list(blocks)}",
+            [f"its scale grows by {np.expm1(rate):.0%} a block over {in_words(blocks)}",
              f"from {scale.iloc[0]:.3g} at the bottom to {scale.iloc[-1]:.3g} at the top"],
             "Updates of constant size matter ever less as the stream grows. When training anew, scale the norm outputs "
             "or the residual branches by 1/√depth.",
@@ -189,7 +174,7 @@ def near_identities(survey: Survey) -> Iterator[Finding]:
     near = [int(b) for b in upper.index[upper < NEAR_IDENTITY]]
     if len(near) >= max(2, len(upper) // 3):
         yield Finding(
-            "near_identities", f"{_blocks(near).capitalize()} are close to the identity", near,
+            "near_identities", f"{in_words(near).capitalize()} are close to the identity", near,
             [f"‖J − I‖ is {distance[near].mean():.2f} of the identity's size there, "
              f"{distance.iloc[: len(distance) // 2].mean():.2f} in the lower half"],
             "Such blocks refine rather than compute; look at their skips before deciding that they are spare.", "watch",

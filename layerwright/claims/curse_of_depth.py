@@ -19,29 +19,24 @@ shrinks the block's own derivative, and what training makes of that at a large s
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import layerwright as lw
+from layerwright.claims.byte_models import OPTIMISER, TEXT, fit, held_out_loss, llama, text, windows
 from layerwright.claims.figure import lines
 from layerwright.core.claim import Expectation, Verdict, claim, judge
 from layerwright.core.trials import Budget, Trial
-from layerwright.demo import corpus
 
 SIZES = {
     "small": {"width": 64, "depth": 12, "deeper": 24, "steps": 120, "rows": 16, "length": 64},
     "full": {"width": 96, "depth": 16, "deeper": 48, "steps": 400, "rows": 16, "length": 64},
 }
 ARMS = ("pre", "scaled", "post")
-LEARNING_RATE = 2e-3
 EXPECTED = (
     Expectation("correlation", "Spearman correlation of σ_l with ‖J − I‖ over blocks, pre, trained", high=0),
     Expectation("fall", "‖J − I‖, deep half over shallow half, pre, trained", high=1),
@@ -73,8 +68,8 @@ def run(seed: int, budget: Budget) -> Verdict:
     )  # fmt: skip
     losses = {arm: round(float(np.mean([t["losses"][arm] for t in trials])), 3) for arm in ARMS}
     conditions = size | {
-        "text": "Python standard library, bytes",
-        "optimiser": f"AdamW, learning rate {LEARNING_RATE}, batches of rows × length bytes",
+        "text": TEXT,
+        "optimiser": OPTIMISER,
         "held_out_loss_nat_per_byte": losses,
     }
     return judge(
@@ -84,17 +79,17 @@ def run(seed: int, budget: Budget) -> Verdict:
 
 
 def _trial(seed: int, width: int, depth: int, deeper: int, steps: int, rows: int, length: int) -> Trial:
-    train, held_out = _bytes()
-    text = windows(held_out, 32, length, torch.Generator().manual_seed(seed))
+    train, held_out = text()
+    read = windows(held_out, 32, length, torch.Generator().manual_seed(seed))
     trained, start, losses = {}, {}, {}
     for arm in ARMS:
         model = tower(arm, width, depth, length, seed)
-        fit(model, train, steps, rows, length, seed)
-        trained[arm] = _survey(model, text, seed)
-        losses[arm] = loss_of(model, text).item()
+        fit(model, train, steps, rows, length, torch.Generator().manual_seed(seed))
+        trained[arm] = _survey(model, read, seed)
+        losses[arm] = held_out_loss(model, 32, length, seed)
     for arm in ("pre", "scaled"):
-        start[arm] = _survey(tower(arm, width, deeper, length, seed).eval(), text, seed)
-    swollen = _survey(swell(tower("pre", width, deeper, length, seed)).eval(), text, seed)
+        start[arm] = _survey(tower(arm, width, deeper, length, seed).eval(), read, seed)
+    swollen = _survey(swell(tower("pre", width, deeper, length, seed)).eval(), read, seed)
     pre_fall, post_fall = (_fall(trained[arm][1]) for arm in ("pre", "post"))
     sigma, distance = trained["pre"]
     return {
@@ -145,19 +140,14 @@ class PostNormBlock(LlamaDecoderLayer):
 
 def tower(arm: str, width: int, depth: int, length: int, seed: int) -> LlamaForCausalLM:
     """A small Llama over bytes with the normalisation of one arm; the same weights in all of them."""
-    config = LlamaConfig(
-        vocab_size=256, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=depth,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=length, use_cache=False,
-        initializer_range=0.02 * (768 / width) ** 0.5,
-    )  # fmt: skip
-    torch.manual_seed(seed)
-    model = LlamaForCausalLM(config)
+    model = llama(width, depth, length, seed)
+    model.set_attn_implementation("sdpa")  # with which the recorded verdicts were taken
     for k, block in enumerate(model.model.layers):
         if arm == "scaled":
             block.input_layernorm = ScaledNorm(block.input_layernorm, (k + 1) ** -0.5)
             block.post_attention_layernorm = ScaledNorm(block.post_attention_layernorm, (k + 1) ** -0.5)
         elif arm == "post":
-            model.model.layers[k] = post = PostNormBlock(config, k)
+            model.model.layers[k] = post = PostNormBlock(model.config, k)
             post.load_state_dict(block.state_dict())
     return model
 
@@ -167,47 +157,6 @@ def swell(model: LlamaForCausalLM) -> LlamaForCausalLM:
     with torch.no_grad():
         model.model.embed_tokens.weight.mul_(30)
     return model
-
-
-def fit(model: LlamaForCausalLM, ids: Tensor, steps: int, rows: int, length: int, seed: int) -> None:
-    """Train: the rate warms up over a tenth of the steps and falls linearly over the last half."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    model.train()
-    for step in range(steps):
-        rate = LEARNING_RATE * min(1.0, 10 * (step + 1) / steps, 2 * (1 - step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of(model, windows(ids, rows, length, generator))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    model.eval()
-
-
-def loss_of(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
-    """Mean loss in nat per byte."""
-    logits = model(input_ids=ids).logits[:, :-1]
-    return nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-
-
-def windows(ids: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
-    """Random windows, `[rows, length]`."""
-    starts = torch.randint(0, len(ids) - length, (rows,), generator=generator)
-    return torch.stack([ids[s : s + length] for s in starts.tolist()])
-
-
-@cache
-def _bytes() -> tuple[Tensor, Tensor]:
-    """The library's training files and held-out files, each as one row of bytes."""
-    train, _, held_out = corpus.split()
-    return _row(train), _row(held_out)
-
-
-def _row(paths: Iterable[Path]) -> Tensor:
-    text = "\n".join(filter(None, map(corpus.read, paths))).encode()
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
 
 
 # The numbers

@@ -12,10 +12,15 @@ import layerwright as lw
 
 
 @cache
-def demo(length: int) -> tuple[Any, Any, Tensor]:
-    """The bundled model in float32, its tokenizer, and windows of its held-out text, `[window, length]`."""
+def demo(length: int, tokens: int = 200_000) -> tuple[Any, Any, Tensor]:
+    """The bundled model in float32, its tokenizer, and windows of its held-out text, `[window, length]`.
+
+    Args:
+        length: tokens in a window.
+        tokens: the most that are read; a claim keeps its own, as the windows of a seed depend on how many there are.
+    """
     model, tokenizer, _ = lw.load_model("demo", dtype="float32")
-    data = lw.load_data("demo", model, tokenizer, length=length, max_tokens=200_000)
+    data = lw.load_data("demo", model, tokenizer, length=length, max_tokens=tokens)
     ids = [batch["input_ids"] for batch in data.batches]
     return model, tokenizer, torch.cat([part for part in ids if part.shape[1] == length])
 

@@ -20,7 +20,6 @@ only one kind of difficulty: the paper counts steps of reasoning, which this mod
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -30,6 +29,7 @@ from torch import Tensor
 
 import layerwright as lw
 from layerwright.claims.figure import lines
+from layerwright.claims.held_out_text import demo, part
 from layerwright.core.claim import Expectation, Verdict, claim, judge
 from layerwright.core.trials import Budget, Trial
 
@@ -67,11 +67,11 @@ def run(seed: int, budget: Budget) -> Verdict:
 
 
 def _trial(seed: int, rows: int, length: int) -> Trial:
-    model, ids = _demo(length)
-    chosen = ids[_part(len(ids), seed, 3 * rows)]
+    model, _, ids = demo(length, 1_000_000)
+    chosen = part(ids, seed, 3 * rows)
     loss = _losses(model, chosen)
     by_loss = chosen[loss.argsort()]
-    easy, hard = (_survey(model, part, seed) for part in (by_loss[:rows], by_loss[-rows:]))
+    easy, hard = (_survey(model, third, seed) for third in (by_loss[:rows], by_loss[-rows:]))
     untrained = _survey(_untrained(model, seed), torch.cat([by_loss[:rows], by_loss[-rows:]]), seed)
     t, u = _effects(easy, hard), _effects(untrained)
     sorted_loss = loss.sort().values
@@ -115,24 +115,9 @@ def _survey(model: torch.nn.Module, ids: Tensor, seed: int) -> lw.Survey:
     return lw.survey(model, {"input_ids": ids}, only=["skip_effect", "skip_output", "depth_score"], seed=seed)
 
 
-@cache
-def _demo(length: int) -> tuple[Any, Tensor]:
-    """The bundled model and all windows of its held-out text, `[window, length]`."""
-    model, tokenizer, _ = lw.load_model("demo", dtype="float32")
-    data = lw.load_data("demo", model, tokenizer, length=length, max_tokens=1_000_000)
-    ids = [batch["input_ids"] for batch in data.batches]
-    return model, torch.cat([part for part in ids if part.shape[1] == length])
-
-
 def _untrained(model: Any, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
     return type(model)(model.config).eval()
-
-
-def _part(total: int, seed: int, size: int) -> Tensor:
-    """Windows of one seed: seeds take turns through one shuffled order, and share none until it is used up."""
-    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
-    return order[torch.arange(seed * size, (seed + 1) * size) % total]
 
 
 @torch.no_grad()

@@ -7,26 +7,33 @@ block that the new configuration makes must be what its source is; where no conf
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import combinations, product
+from itertools import pairwise, product
 from typing import Any
 
 from torch import nn
 
+from layerwright.core.depth_search import Entries, Makes, Search, Tower, are_numbers, by_block, by_key, by_number
 from layerwright.core.errors import UserError
-from layerwright.core.makes import counters, difference, makes_of
+from layerwright.core.makes import counters, difference, makes_of, totals
 
-Entries = dict[str, Any]
 # The blocks of a tower, and the shapes of the weights outside them.
 Built = tuple[Sequence[nn.Module], Mapping[str, tuple[int, ...]]]
-Build = Callable[[Entries], Built | None]
+# Or why there is no such model.
+Build = Callable[[Entries], Built | str]
 Place = tuple[Any, ...]
 
-# Entries of configurations that name blocks: one item a block, or the numbers of some blocks.
+# Entries of configurations that name blocks: one item a block, the numbers of some blocks, or something under them.
 _A_BLOCK_EACH = ("layer_types", "mlp_layer_types", "layers_block_type", "no_rope_layers", "hybrid_override_pattern")
-_NUMBERS = ("mlp_only_layers", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "moe_layers")
-# Pairs of entries are tried together where one alone does not do.
-_MOST_BUILDS = 400
+_NUMBERS = (
+    "mlp_only_layers", "cross_attention_layers", "full_attn_idxs", "hybrid_layer_ids", "moe_layers",
+    "attn_layer_indices", "deepstack_visual_indexes",
+)  # fmt: skip
+_UNDER_NUMBERS = ("per_layer_config",)
+# Lists that may speak of blocks, by their names.
+_OF_BLOCKS = re.compile("layer|block|ind(ex|ices)")
+_DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 class DepthConfig:
@@ -35,7 +42,8 @@ class DepthConfig:
     Attributes:
         entries: the configuration as plain data.
         depth: of its tower.
-        place: where the entries keep the depth.
+        base: what each block is.
+        place: where the entries keep the depth: a number, or a list with one item a block.
     """
 
     def __init__(self, entries: Entries, depth: int, build: Build) -> None:
@@ -45,37 +53,51 @@ class DepthConfig:
             entries: the configuration as plain data.
             depth: of the tower.
             build: the blocks of the tower of a model with such a configuration, without weights, and the shapes of
-                its other weights; None where it is not a possible one.
+                its other weights; or why there is no such model.
 
         Raises:
             UserError: no entry is the depth.
         """
         self.entries, self.depth, self._build = entries, depth, build
         built = build(entries)
-        if built is None:
-            raise UserError("the model's class does not build it from its own configuration again")
+        if isinstance(built, str):
+            raise UserError(f"the model's class does not build it from its own configuration again: {built}")
         self._counting = counters(built[0])
         self.base: list[dict[str, Any]] = makes_of(built[0], self._counting)
-        self._loose = built[1]
-        self.place = self._find()
+        self._totals = totals(self.base)
+        self._around = built[1]
+        self.place, self._parts = self._find()
 
-    def _made(self, entries: Entries) -> list[dict[str, Any]] | None:
-        built = self._build(entries)
-        return None if built is None else makes_of(built[0], self._counting)
-
-    def _find(self) -> Place:
-        """The entry with which the tower becomes one block deeper."""
-        longer = [*range(self.depth), self.depth - 1]
-        found = [place for place, value in _walk(self.entries) if type(value) is int and value == self.depth]
-        found.sort(key=lambda place: place[-1] not in ("num_hidden_layers", "n_layer", "num_layers"))
-        for place in found:
-            built = self._build(self._remapped(place, longer))
-            if built is not None and len(built[0]) == len(longer):
-                return place
+    def _find(self) -> tuple[Place, str | None]:
+        """The entry with which the tower becomes one block deeper, and a weight around it that then is another."""
+        found = [place for place, value in _walk(self.entries) if self._may_be_depth(value)]
+        found.sort(key=lambda place: (type(_at(self.entries, place)) is not int, place[-1] not in _DEPTHS))
+        for place, lists in product(found, (False, True)):
+            longer = self._longer(place)
+            built = self._build(self._remapped(place, longer, lists))
+            if not isinstance(built, str) and len(built[0]) == len(longer):
+                return place, next(_unlike(built[1], self._around), None)
         raise UserError(
             f"no entry of the configuration gives the number of blocks ({self.depth}), so that no model of another "
             "depth can be described"
         )
+
+    def _may_be_depth(self, value: Any) -> bool:
+        if isinstance(value, (list, str)):
+            return len(value) == self.depth and all(type(item) is str for item in value)
+        return type(value) is int and value == self.depth
+
+    def _longer(self, place: Place) -> list[int]:
+        """An order of one block more: the last that no list of numbers names runs twice."""
+        named = {k for _, value in self._numbers(_at(self.entries, place[:-1])) for k in value}
+        twice = max(set(range(self.depth)) - named, default=self.depth - 1)
+        return sorted([*range(self.depth), twice])
+
+    def _numbers(self, beside: Any) -> list[tuple[str, list[int]]]:
+        entries = beside.items() if isinstance(beside, Mapping) else ()
+        return [(name, value) for name, value in entries if name in _NUMBERS and isinstance(value, list)]
+
+    # For other blocks
 
     def of(self, order: Sequence[int], settings: Mapping[str, Any] | None = None) -> tuple[Entries, tuple[str, ...]]:
         """The configuration of a tower of these source blocks, and notes on entries that were left alone.
@@ -85,134 +107,154 @@ class DepthConfig:
             settings: entries beside the depth that are to change after that.
 
         Raises:
-            UserError: no configuration makes every block what its source is; the message names the first.
+            UserError: no configuration makes every block what its source is; the message names the first, and the
+                entries that cannot say it.
         """
         if list(order) == list(range(self.depth)):
             return self._set(self.entries, settings), ()
+        self._check_around(order)
         entries = self._remapped(self.place, order)
-        wanted = [self.base[k] for k in order]
-        made = self._made(entries)
-        if made is None or self._wrong(made, wanted):
-            entries = self._solved(entries, order, wanted)
-        notes = self._unknown(entries)
-        return self._set(entries, settings), notes
+        made = self._made(entries, len(order))
+        if isinstance(made, str):
+            entries = self._completed(order)
+            made = self._made(entries, len(order))
+        if isinstance(made, str) or self._wrong(made, order) is not None:
+            entries = self._solved(entries, order)
+        return self._set(entries, settings), self._unknown(entries)
 
     def beside(self, entries: Entries | None = None) -> Mapping[str, Any]:
         """The entries among which the depth stands: those of the tower."""
         found = _at(self.entries if entries is None else entries, self.place[:-1])
         return found if isinstance(found, Mapping) else {}
 
-    def with_settings(self, settings: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """What the blocks are with other settings; None where there is no such model, or not in the same stream."""
+    def with_settings(self, settings: Mapping[str, Any]) -> list[dict[str, Any]] | str:
+        """What the blocks are with other settings; or why there is no such model in the same stream."""
+        return self._made(self._set(self.entries, settings), self.depth)
+
+    def refusal(self, settings: Mapping[str, Any]) -> str | None:
+        """Why the model's class refuses these settings; None where it does not."""
         built = self._build(self._set(self.entries, settings))
-        same = built is not None and len(built[0]) == self.depth and built[1] == self._loose
-        return makes_of(built[0], self._counting) if built is not None and same else None
+        return built if isinstance(built, str) else None
+
+    def _made(self, entries: Entries, depth: int) -> list[dict[str, Any]] | str:
+        """What the blocks are; or why there is no such model, or not with the same weights around them."""
+        built = self._build(entries)
+        if isinstance(built, str):
+            return built
+        if len(built[0]) != depth:
+            return f"it has {len(built[0])} blocks"
+        if (name := next(_unlike(built[1], self._around), None)) is not None:
+            return f"{name}, around the blocks, would be {_shape(built[1], name)} and was {_shape(self._around, name)}"
+        return makes_of(built[0], self._counting)
+
+    def _wrong(self, made: Makes, order: Sequence[int]) -> int | None:
+        """The first block that is not what it is to be."""
+        but = self._but(made)
+        pairs = enumerate(zip(made, order, strict=True))
+        return next((j for j, (make, k) in pairs if difference(make, self.base[k], but) is not None), None)
+
+    def _but(self, made: Makes) -> set[str]:
+        """Attributes that say how many blocks there are, before and after."""
+        return self._totals & totals(made)
 
     def _set(self, entries: Entries, settings: Mapping[str, Any] | None) -> Entries:
-        for name, value in (settings or {}).items():
-            entries = _with(entries, (*self.place[:-1], name), value)
+        """The entries with others beside the depth."""
+        entries = copy.deepcopy(entries)
+        if settings:
+            _at(entries, self.place[:-1]).update(settings)
         return entries
 
-    def _remapped(self, place: Place, order: Sequence[int]) -> Entries:
-        """The depth and the known entries beside it."""
-        entries = _with(self.entries, place, len(order))
-        beside = _at(self.entries, place[:-1])
-        for name, value in beside.items() if isinstance(beside, Mapping) else []:
-            if name in _A_BLOCK_EACH and isinstance(value, (list, str)) and len(value) == self.depth:
-                entries = _with(entries, (*place[:-1], name), _by_block(value, order))
+    def _remapped(self, place: Place, order: Sequence[int], lists: bool = False) -> Entries:
+        """The depth and the known entries beside it; or every list with one item a block."""
+        entries = copy.deepcopy(self.entries)
+        beside = _at(entries, place[:-1])
+        for name, value in [*beside.items()] if isinstance(beside, Mapping) else ():
+            known = name in _A_BLOCK_EACH or (lists and isinstance(value, list))
+            if known and isinstance(value, (list, str)) and len(value) == self.depth:
+                beside[name] = by_block(value, order)
             elif name in _NUMBERS and isinstance(value, list):
-                entries = _with(entries, (*place[:-1], name), _by_number(value, order))
+                beside[name] = by_number(value, order)
+            elif name in _UNDER_NUMBERS and isinstance(value, Mapping):
+                beside[name] = by_key(value, order)
+        depth = _at(self.entries, place)
+        beside[place[-1]] = len(order) if type(depth) is int else by_block(depth, order)
         return entries
 
-    def _wrong(self, made: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> list[int]:
-        if len(made) != len(wanted):
-            return list(range(max(len(made), len(wanted))))
-        return [j for j, (a, b) in enumerate(zip(made, wanted)) if difference(a, b) is not None]
+    def _completed(self, order: Sequence[int]) -> Entries:
+        """The same with more lists of one item a block, as few as do, where there is no such model without them."""
+        plain, entries = self._remapped(self.place, order), self._remapped(self.place, order, lists=True)
+        if isinstance(self._made(entries, len(order)), str):
+            return plain
+        for name, value in self.beside(plain).items():
+            if value != self.beside(entries)[name]:
+                fewer = self._set(entries, {name: value})
+                entries = entries if isinstance(self._made(fewer, len(order)), str) else fewer
+        return entries
 
-    def _solved(self, entries: Entries, order: Sequence[int], wanted: Sequence[Mapping[str, Any]]) -> Entries:
+    def _solved(self, entries: Entries, order: Sequence[int]) -> Entries:
         """Try other values of entries beside the depth: lists by block, numbers of blocks, thresholds, periods."""
-        choices = {
-            name: values
-            for name, value in self.beside(entries).items()
-            if name != self.place[-1] and (values := self._choices(name, value, order, wanted))
-        }
-        tried = 0
-        groups: list[tuple[str, ...]] = [*combinations(choices, 1), *combinations(choices, 2)]
-        for names in groups:
-            for chosen in product(*(choices[name] for name in names)):
-                trial = entries
-                for name, value in zip(names, chosen):
-                    trial = _with(trial, (*self.place[:-1], name), value)
-                tried += 1
-                made = self._made(trial)
-                if made is not None and not self._wrong(made, wanted):
-                    return trial
-                if tried == _MOST_BUILDS:
-                    raise self._impossible(entries, order, wanted)
-        raise self._impossible(entries, order, wanted)
+        base, new = self._tower(self.entries, self.depth), self._tower(entries, len(order))
+        search = Search(base, new, self.base, order, self._but)
+        found = search.best()
+        made = new.made(found)
+        if isinstance(made, str):
+            raise UserError(f"no configuration of this class has the blocks {list(order)}: {made}")
+        if (j := self._wrong(made, order)) is not None:
+            raise UserError(search.missed(made, j))
+        return self._set(entries, found)
 
-    def _choices(self, name: str, value: Any, order: Sequence[int], wanted: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """What an entry might become, if it speaks of blocks at all."""
-        if isinstance(value, (list, str)) and len(value) == self.depth and name not in _A_BLOCK_EACH:
-            return [_by_block(value, order)]
-        if isinstance(value, list) and all(type(k) is int and 0 <= k < self.depth for k in value) and "layer" in name:
-            kinds = [[j for j, make in enumerate(wanted) if make == kind] for kind in _distinct(wanted)]
-            return [numbers for numbers in [*kinds, []] if numbers != value]
-        if type(value) is int and 0 <= value <= self.depth and self._matters(name, value):
-            return [k for k in range(len(order) + 1) if k != value]
-        return []
+    def _tower(self, entries: Entries, depth: int) -> Tower:
+        """A tower, and what it is with other entries beside its depth."""
+        beside = {name: value for name, value in self.beside(entries).items() if name != self.place[-1]}
+        return Tower(lambda changed: self._made(self._set(entries, changed), depth), beside, depth)
 
-    def _matters(self, name: str, value: int) -> bool:
-        """Whether blocks become others with another value."""
-        other = self._made(
-            _with(self.entries, (*self.place[:-1], name), value + 1 if value < self.depth else value - 1)
-        )
-        return (
-            other is not None
-            and other != self.base
-            and len(other) == self.depth
-            # An entry that speaks of single blocks leaves some as they are; a width changes them all.
-            and any(a == b for a, b in zip(other, self.base))
-        )
+    # What cannot be said
 
-    def _impossible(self, entries: Entries, order: Sequence[int], wanted: Sequence[Mapping[str, Any]]) -> UserError:
-        made = self._made(entries)
-        if made is None or len(made) != len(wanted):
-            return UserError(f"no configuration of this class has the blocks {list(order)}")
-        j = self._wrong(made, wanted)[0]
-        return UserError(
-            f"no configuration of this class makes block {j} what block {order[j]} is: {difference(made[j], wanted[j])}"
-        )
+    def _check_around(self, order: Sequence[int]) -> None:
+        """Refuse an order for which weights around the blocks would have to change with them."""
+        if self._parts is not None:
+            raise UserError(
+                f"{self._parts}, around the blocks, is made for {self.place[-1]} {self.depth} and holds something for "
+                "each block: blocks cannot be dropped, repeated or moved without it"
+            )
+        for name, value in self._numbers(self.beside()):
+            kept = [k for k in order if k in value]
+            built = None if kept == value else self._build(self._set(self.entries, {name: value[:-1]}))
+            if built is not None and not isinstance(built, str):
+                for weight in _unlike(built[1], self._around):
+                    raise UserError(
+                        f"{name} {value}: each of these blocks has weights of its own around the tower ({weight}), so "
+                        f"that they must stay as many and in this order; got {kept} of them"
+                    )
 
     def _unknown(self, entries: Entries) -> tuple[str, ...]:
-        """Entries with one item a block of which nothing is known."""
-        before, after = self.beside(), self.beside(entries)
-        names = [
-            name for name, value in before.items()
-            if isinstance(value, list) and len(value) == self.depth > 1 and after[name] == value
-            and name not in (*_A_BLOCK_EACH, *_NUMBERS)
-        ]  # fmt: skip
+        """Lists that may speak of blocks, of which nothing is known."""
+        after, known = self.beside(entries), (*_A_BLOCK_EACH, *_NUMBERS, self.place[-1])
+        said = {}
+        for name, value in self.beside().items():
+            if not isinstance(value, list) or name in known or after[name] != value:
+                continue
+            if len(value) == self.depth > 1:
+                said[name] = f"a list of {self.depth}, as many as blocks,"
+            elif value and are_numbers(value, self.depth) and _rises(value) and _OF_BLOCKS.search(name):
+                said[name] = f"{value}, which may be numbers of blocks,"
         return tuple(
-            f"the configuration's {name} is a list of {self.depth}, as many as blocks, and was left as it is: "
-            "nothing shows that it goes by block"
-            for name in names
+            f"the configuration's {name} is {what} and was left as it is: nothing shows that it goes by block"
+            for name, what in said.items()
         )
 
 
-def _by_block(value: Any, order: Sequence[int]) -> Any:
-    return "".join(value[k] for k in order) if isinstance(value, str) else [value[k] for k in order]
+def _rises(value: Sequence[int]) -> bool:
+    return all(a < b for a, b in pairwise(value))
 
 
-def _by_number(value: Sequence[int], order: Sequence[int]) -> list[int]:
-    return [j for j, k in enumerate(order) if k in value]
+def _unlike(shapes: Mapping[str, Any], others: Mapping[str, Any]) -> Iterator[str]:
+    """Names of weights that are not in both, or not of one shape."""
+    return (name for name in {**others, **shapes} if shapes.get(name) != others.get(name))
 
 
-def _distinct(makes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
-    for make in makes:
-        if make not in found:
-            found.append(make)
-    return found
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "absent"
 
 
 def _walk(entries: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
@@ -225,10 +267,4 @@ def _walk(entries: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
 def _at(entries: Any, place: Place) -> Any:
     for key in place:
         entries = entries[key]
-    return entries
-
-
-def _with(entries: Entries, place: Place, value: Any) -> Entries:
-    entries = copy.deepcopy(entries)
-    _at(entries, place[:-1])[place[-1]] = value
     return entries

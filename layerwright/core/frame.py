@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,9 +12,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from layerwright.core.depth_config import Build, Built, Entries
+from layerwright.core.depth_config import Build, Built
+from layerwright.core.depth_search import Entries
 from layerwright.core.errors import UserError
-from layerwright.core.load import first_line, quietly
+from layerwright.core.load import quietly
 from layerwright.core.makes import counters
 from layerwright.core.stack import Stack
 
@@ -82,8 +84,15 @@ def put_back(model: nn.Module, path: str, host: nn.Module) -> nn.Module:
 
 
 def entries_of(config: Any) -> Entries:
-    """A configuration as plain data."""
-    return dict(config.to_dict())
+    """A configuration as plain data, as its file holds it."""
+    return {name: _listed(value) for name, value in config.to_dict().items()}
+
+
+def _listed(value: Any) -> Any:
+    """The same without tuples, of which files know nothing."""
+    if isinstance(value, dict):
+        return {name: _listed(item) for name, item in value.items()}
+    return [_listed(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def config_of(like: Any, entries: Entries) -> Any:
@@ -97,15 +106,15 @@ def config_of(like: Any, entries: Entries) -> Any:
 
 def builder(model: nn.Module, container: str) -> Build:
     """Models of the class for any configuration, on the meta device."""
+    # One block that runs several times: only the configuration says how often.
+    shared = len(list(model.get_submodule(container).children())) == 1
 
-    def build(entries: Entries) -> Built | None:
+    def build(entries: Entries) -> Built | str:
         made = _empty(model, entries)
         if isinstance(made, str):
-            return None
+            return made
         blocks = list(made.get_submodule(container).children())
-        # One block that runs several times: only the configuration says how often.
-        if len(blocks) == 1 < made.config.num_hidden_layers:
-            blocks *= made.config.num_hidden_layers
+        blocks *= getattr(made.config, "num_hidden_layers", 1) if shared and len(blocks) == 1 else 1
         inside = f"{container}."
         loose = {name: tuple(p.shape) for name, p in made.named_parameters() if not name.startswith(inside)}
         return blocks, loose
@@ -120,7 +129,13 @@ def _empty(model: nn.Module, entries: Entries) -> Any:
         with quietly(), torch.device("meta"):
             return type(model)(config)
     except Exception as error:  # whatever a class says to a configuration that it cannot have
-        return first_line(error)
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    """What a class says in one line; a validator's first line only says that it has something to say."""
+    first, *rest = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return re.sub(r"^\w+Error: ", "", rest[0] if rest and first.endswith(":") else first)
 
 
 def frame_of_config(stack: Stack, entries: Entries, order: Sequence[int]) -> Frame:
@@ -152,9 +167,11 @@ def frame_of_modules(stack: Stack, order: Sequence[int]) -> Frame:
     numbers = counters(members[start : start + depth])
     fresh = [copy.deepcopy(members[start + k]) for k in order]
     for j, block in enumerate(fresh):
+        modules = dict(block.named_modules())
         for name, origin in numbers.items():
             path, _, own = name.rpartition(".")
-            setattr(block.get_submodule(path), own, origin + j)
+            if hasattr(modules.get(path), own):
+                setattr(modules[path], own, origin + j)
     after = members[start + depth :]
     container._modules.clear()
     for k, module in enumerate([*members[:start], *fresh, *after]):

@@ -15,7 +15,8 @@ def makes_of(blocks: Sequence[nn.Module], counting: Collection[str] | None = Non
     """For each block the classes of its modules, the shapes of its weights, and their plain attributes.
 
     Attributes that only count the blocks (`layer_idx`) are left out: they say where a block stands, not what it is.
-    So are those of dropout, which does nothing in a trained model.
+    So are those of dropout, which does nothing in a trained model. Of a table by blocks' numbers, a block is what it
+    says of its own number.
 
     Args:
         blocks: of a tower.
@@ -26,11 +27,14 @@ def makes_of(blocks: Sequence[nn.Module], counting: Collection[str] | None = Non
         (4, 2)
     """
     counting = counters(blocks) if counting is None else counting
-    return [{name: value for name, value in _all(block) if name not in counting} for block in blocks]
+    return [{name: value for name, value in _all(block, k) if name not in counting} for k, block in enumerate(blocks)]
 
 
 def counters(blocks: Sequence[nn.Module]) -> dict[str, int]:
     """Attributes (as `self_attn.layer_idx`) that number the blocks, and the number of the first block.
+
+    In a tower of several kinds of blocks the number may stand at another path in each kind: those of one name (here
+    `layer_idx`) number the blocks where together they number all of them.
 
     Example:
         >>> blocks = [nn.Identity() for _ in range(3)]
@@ -38,33 +42,89 @@ def counters(blocks: Sequence[nn.Module]) -> dict[str, int]:
         ...     block.layer_number = k + 1
         >>> counters(blocks)
         {'layer_number': 1}
+        >>> mixed = [nn.Sequential(), nn.Module(), nn.Sequential()]
+        >>> for k, block in enumerate(mixed):
+        ...     block.add_module("attention" if k == 1 else "recurrence", nn.Identity())
+        ...     next(block.children()).layer_idx = k
+        >>> counters(mixed)
+        {'recurrence.layer_idx': 0, 'attention.layer_idx': 0}
     """
     if len(blocks) < 2:
         return {}
-    values = [dict(_attributes(block)) for block in blocks]
-    first = {name: value for name, value in values[0].items() if type(value) is int}
+    starts: dict[str, set[int]] = {}
+    where: dict[str, set[int]] = {}
+    for k, block in enumerate(blocks):
+        for name, value in _attributes(block):
+            if type(value) is int:
+                starts.setdefault(name, set()).add(value - k)
+                where.setdefault(name, set()).add(k)
+    steady = {name: next(iter(found)) for name, found in starts.items() if len(found) == 1}
+    numbered: dict[tuple[str, int], set[int]] = {}
+    for name, start in steady.items():
+        numbered.setdefault((_own(name), start), set()).update(where[name])
+    return {name: start for name, start in steady.items() if len(numbered[_own(name), start]) == len(blocks)}
+
+
+def totals(makes: Sequence[Make]) -> set[str]:
+    """Attributes that say how many blocks there are, of the kind that has them or in all: they are of no block.
+
+    Example:
+        >>> sorted(totals([{"heads": 2, "depth": 3}, {"heads": 2, "depth": 3, "n": 1}, {"heads": 2, "depth": 3}]))
+        ['depth', 'n']
+    """
+    values: dict[str, list[Any]] = {}
+    for make in makes:
+        for name, value in make.items():
+            values.setdefault(name, []).append(value)
     return {
-        name: start
-        for name, start in first.items()
-        if all(type(v.get(name)) is int and v[name] == start + k for k, v in enumerate(values))
+        name
+        for name, found in values.items()
+        if type(found[0]) is int and found[0] in (len(found), len(makes)) and all(v == found[0] for v in found)
     }
 
 
-def difference(made: Make, wanted: Make) -> str | None:
-    """The first thing in which a block is not what it should be, in words; None where there is none."""
-    for name in [*wanted, *made]:
-        if made.get(name) != wanted.get(name) or (name in made) != (name in wanted):
-            return f"{name} would be {made.get(name, 'absent')} and was {wanted.get(name, 'absent')}"
-    return None
+def difference(made: Make, wanted: Make, but: Collection[str] = ()) -> str | None:
+    """The first thing in which a block is not what it should be, in words; None where there is none.
+
+    Args:
+        made: the block.
+        wanted: what it should be.
+        but: attributes that do not count.
+    """
+    name = next(iter(differences(made, wanted, but)), None)
+    if name is None:
+        return None
+    what = "its class" if name == "()" else f"the class of {name[:-2]}" if name.endswith("()") else name
+    return f"{what} would be {made.get(name, 'absent')} and was {wanted.get(name, 'absent')}"
 
 
-def _all(block: nn.Module) -> Iterator[tuple[str, Any]]:
+def differences(made: Make, wanted: Make, but: Collection[str] = ()) -> Iterator[str]:
+    """The names of what is not the same in two blocks."""
+    for name in dict.fromkeys([*wanted, *made]):
+        if name not in but and not same(made, wanted, name):
+            yield name
+
+
+def same(a: Make, b: Make, name: str) -> bool:
+    """Whether two blocks have the same attribute, or both do not have it."""
+    return a.get(name) == b.get(name) and (name in a) == (name in b)
+
+
+def _own(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _all(block: nn.Module, k: int) -> Iterator[tuple[str, Any]]:
     for path, module in block.named_modules():
         yield f"{path}()", type(module).__name__
     for tensors in (block.named_parameters(), block.named_buffers()):
         for name, tensor in tensors:
             yield name, tuple(tensor.shape)
     yield from _attributes(block)
+    for path, module in block.named_modules():
+        for name, value in vars(module).items():
+            if not name.startswith("_") and isinstance(value, dict) and isinstance(value.get(k, ...), _PLAIN):
+                yield f"{path}.{name}[own]", value[k]
 
 
 def _attributes(block: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -69,6 +69,10 @@ class Reader:
         if source is None or (isinstance(source, str) and source == "demo"):
             notes = () if source else ("no data was named: the survey read files of Python's standard library",)
             return self._text("demo (held-out files of the standard library)", text.demo_documents(), notes)
+        if isinstance(source, (str, Path)) and (answered := self._exchanges(source)) is not None:
+            return answered
+        if (found := documents(source, self.model, text.bytes_for(self.tokens))) is not None:
+            return self._text(*found)
         if isinstance(source, (str, Path)):
             return self._path(source)
         if isinstance(source, (Tensor, np.ndarray)):
@@ -95,26 +99,22 @@ class Reader:
         rows = (Row(*row) for row in text.sequences(texts, self.tokenizer, self.sequence_length(), name))
         return Source(name, "text", rows=rows, notes=notes)
 
+    def _exchanges(self, source: str | Path) -> Source | None:
+        """Prompts with responses, where a file holds them."""
+        path, field = _place(source)
+        if self.tokenizer is None or field != "text" or path.suffix != ".jsonl" or not path.is_file():
+            return None
+        if not holds_exchanges(path):
+            return None
+        found = exchange_rows(read_exchanges(path), self.tokenizer, self.sequence_length(), str(source))
+        return Source(str(source), "text", rows=(Row(*row) for row in found), notes=(_ONLY_RESPONSES,))
+
     def _path(self, source: str | Path) -> Source:
-        path, field = Path(source).expanduser(), "text"
-        if not path.exists() and ".jsonl:" in str(source):
-            path, field = Path(str(source).rpartition(":")[0]).expanduser(), str(source).rpartition(":")[2]
+        """A file or a folder of anything but text."""
+        path, _ = _place(source)
         if not path.exists():
             raise UserError(f"no file or folder {path}; expected text, .jsonl, .npz, a folder of images, or `demo`")
-        if path.suffix == ".npz" and path.is_file():
-            return Source(str(source), "arrays", arrays=self._npz(path))
-        if path.is_dir() and self._reads_images(path):
-            return self._images(path)
-        if path.suffix == ".jsonl" and field == "text" and self.tokenizer is not None and holds_exchanges(path):
-            found = exchange_rows(read_exchanges(path), self.tokenizer, self.sequence_length(), str(source))
-            return Source(str(source), "text", rows=(Row(*row) for row in found), notes=(_ONLY_RESPONSES,))
-        return self._text(str(source), text.documents(path, field=field, limit=text.bytes_for(self.tokens)))
-
-    def _reads_images(self, folder: Path) -> bool:
-        """The model's main input decides; a model that does not say what it reads is given what the folder holds."""
-        known = {"pixel_values": True, "input_ids": False}
-        main = getattr(self.model, "main_input_name", "")
-        return known[main] if main in known else bool(images.find(folder))
+        return self._images(path) if path.is_dir() else Source(str(source), "arrays", arrays=self._npz(path))
 
     def _images(self, folder: Path) -> Source:
         files = images.find(folder)
@@ -161,6 +161,45 @@ class Reader:
             return []
         parameters = inspect.signature(unwrap(self.model).forward).parameters.values()
         return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def documents(source: Any, model: nn.Module | None, limit: int) -> tuple[str, Iterable[str]] | None:
+    """The name and the documents of a source of text; None where it is none, or is not there.
+
+    Args:
+        source: as a user gives it.
+        model: of a folder that may hold images as well, it decides.
+        limit: how many bytes of each text file to read.
+
+    Raises:
+        UserError: it is a data set of several splits, or one without a column that is known.
+    """
+    if isinstance(source, (str, Path)):
+        path, field = _place(source)
+        arrays = path.suffix == ".npz" and path.is_file()
+        if not path.exists() or arrays or (path.is_dir() and _reads_images(model, path)):
+            return None
+        return str(source), text.documents(path, field=field, limit=limit)
+    name, columns = type(source).__name__, _columns(source)
+    if "text" in columns and "input_ids" not in columns:
+        return name, (row["text"] for row in source)
+    return (name, source) if _all(source, lambda x: isinstance(x, str)) else None
+
+
+def _place(source: str | Path) -> tuple[Path, str]:
+    """A path, and the field of its lines: `FILE.jsonl:FIELD` names another than `text`."""
+    path = Path(source).expanduser()
+    if path.exists() or ".jsonl:" not in str(source):
+        return path, "text"
+    file, _, field = str(source).rpartition(":")
+    return Path(file).expanduser(), field
+
+
+def _reads_images(model: nn.Module | None, folder: Path) -> bool:
+    """The model's main input decides; a model that does not say what it reads is given what the folder holds."""
+    known = {"pixel_values": True, "input_ids": False}
+    main = getattr(model, "main_input_name", "")
+    return known[main] if main in known else bool(images.find(folder))
 
 
 def evenly(items: Sequence[Any], n: int, what: str) -> tuple[list[Any], tuple[str, ...]]:

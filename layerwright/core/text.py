@@ -63,6 +63,16 @@ def demo_documents() -> Iterator[str]:
     yield from filter(None, map(corpus.read, paths))
 
 
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuse text where the model has no tokenizer.
+
+    Raises:
+        UserError: there is none.
+    """
+    if tokenizer is None:
+        raise UserError("got text, but the model has no tokenizer; give token ids: an .npz with an array input_ids")
+
+
 def sequences(texts: Iterable[str], tokenizer: Callable[..., Any], length: int, name: str) -> Iterator[tuple[Ids, int]]:
     """Sequences of token ids, each with the number of special tokens that the tokenizer puts in front of it.
 

@@ -27,7 +27,7 @@ def widening(config: DepthConfig, k: int, factor: int = 2) -> dict[str, tuple[in
     found = {}
     for name, value in _sizes(config, before):
         made = config.with_settings({name: factor * value})
-        axes = None if made is None else _longer(before, made[k], factor)
+        axes = None if isinstance(made, str) else _longer(before, made[k], factor)
         if axes:
             found[name] = (value, axes)
     return found
@@ -37,7 +37,7 @@ def multiplied(config: DepthConfig, k: int, factor: int) -> tuple[dict[str, int]
     """Settings with which every matrix of a block is so many times longer along one axis, and nothing else changes.
 
     Raises:
-        UserError: there are none; the message names a weight that no entry widens.
+        UserError: there are none; the message names a weight that no entry widens, and entries that are refused.
     """
     before, entries = config.base[k], widening(config, k, factor)
     matrices = {name for name, shape in before.items() if isinstance(shape, tuple) and len(shape) > 1}
@@ -45,18 +45,34 @@ def multiplied(config: DepthConfig, k: int, factor: int) -> tuple[dict[str, int]
         for names in combinations(entries, size):
             settings = {name: factor * entries[name][0] for name in names}
             made = config.with_settings(settings)
-            axes = None if made is None else _longer(before, made[k], factor)
-            if made is not None and axes and matrices <= axes.keys() and _only_counts(before, made[k], factor):
+            if isinstance(made, str):
+                continue
+            axes = _longer(before, made[k], factor)
+            if axes and matrices <= axes.keys() and _only_counts(before, made[k], factor):
                 return settings, axes
     covered = {name for _, axes in entries.values() for name in axes}
     missing = ", ".join(sorted(matrices - covered)) or "its matrices together"
-    raise UserError(f"no entry of the configuration widens {missing}, so that one wider block cannot hold several")
+    raise UserError(
+        f"no entry of the configuration widens {missing}, so that one wider block cannot hold several"
+        f"{_refusals(config, before, factor)}"
+    )
+
+
+def _refusals(config: DepthConfig, before: Mapping[str, Any], factor: int) -> str:
+    """What the model's class says to entries that it cannot have so many times as large."""
+    refused: dict[str, str] = {}
+    for name, value in _sizes(config, before):
+        if (reason := config.refusal({name: factor * value})) is not None:
+            refused.setdefault(reason, f"{name} {factor * value}")
+    return "".join(f"; {entry} is refused: {reason.rstrip('.')}" for reason, entry in refused.items())
 
 
 def _sizes(config: DepthConfig, before: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
     sizes = {n for shape in before.values() if isinstance(shape, tuple) for n in shape if n > 1}
     for name, value in config.beside().items():
-        if type(value) is int and value >= 1 and name != config.place[-1]:
+        if name == config.place[-1] or name.endswith("token_id"):
+            continue
+        if type(value) is int and value >= 1:
             yield name, value
         elif value is None and _OPEN.search(name):
             yield from ((name, size) for size in sorted(sizes))

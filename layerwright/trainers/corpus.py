@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby, islice
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from layerwright.core import text
 from layerwright.core.data import MAX_TOKENS, load_data
 from layerwright.core.errors import UserError
-from layerwright.core.sources import Batch, evenly
+from layerwright.core.sources import Batch, documents, evenly
 from layerwright.demo import corpus as library
 from layerwright.trainers.objective import IGNORED, token_ids
 
@@ -170,11 +169,10 @@ class _Documents(NamedTuple):
 def _documents(source: Any, model: nn.Module, tokenizer: Any, length: int, tokens: int) -> _Documents:
     limit = max(_LEAST, _SPREAD * text.bytes_for(tokens))
     demo = isinstance(source, str) and source == "demo"
-    found = ("demo (source of the standard library)", _library()) if demo else _texts(source, model, limit)
+    found = ("demo (source of the standard library)", _library()) if demo else documents(source, model, limit)
     if found is None:
         return _rows(source, model, tokenizer, length, tokens)
-    if tokenizer is None:
-        raise UserError("got text, but the model has no tokenizer; give token ids: an .npz with an array input_ids")
+    text.check_tokenizer(tokenizer)
     name, texts = found
     read, notes = _first(texts, limit)
     chosen = _in_hash_order(read, _of_text)
@@ -191,25 +189,6 @@ def _documents(source: Any, model: nn.Module, tokenizer: Any, length: int, token
 def _library() -> Iterator[str]:
     """What the bundled model was trained on."""
     return filter(None, map(library.read, chain(*library.split()[:2])))
-
-
-def _texts(source: Any, model: nn.Module, limit: int) -> tuple[str, Iterable[str]] | None:
-    """Name and documents of a source of text; None for any other."""
-    if isinstance(source, (str, Path)):
-        path, field = Path(source).expanduser(), "text"
-        if not path.exists() and ".jsonl:" in str(source):
-            path, field = Path(str(source).rpartition(":")[0]).expanduser(), str(source).rpartition(":")[2]
-        images = path.is_dir() and getattr(model, "main_input_name", "") == "pixel_values"
-        if not path.exists() or path.suffix == ".npz" or images:
-            return None
-        return str(source), text.documents(path, field=field, limit=limit)
-    name = type(source).__name__
-    if isinstance(source, Sequence) and source and all(isinstance(x, str) for x in source):
-        return name, source
-    columns = getattr(source, "column_names", None)
-    if isinstance(columns, list) and "text" in columns and "input_ids" not in columns:
-        return name, (row["text"] for row in source)
-    return None
 
 
 def _first(texts: Iterable[str], limit: int) -> tuple[list[str], tuple[str, ...]]:

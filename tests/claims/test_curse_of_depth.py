@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from layerwright.claims import byte_models
 from layerwright.claims import curse_of_depth as claim
 from layerwright.core.trials import Budget
 
@@ -13,8 +14,9 @@ TINY = {"width": 16, "depth": 4, "deeper": 6, "steps": 2, "rows": 2, "length": 1
 def test_the_experiment_at_a_tiny_size(monkeypatch) -> None:
     monkeypatch.setitem(claim.SIZES, "small", TINY)
     generator = torch.Generator().manual_seed(0)
-    text = torch.randint(0, 256, (500,), generator=generator)
-    monkeypatch.setattr(claim, "_bytes", lambda: (text, text))
+    ids = torch.randint(0, 256, (500,), generator=generator)
+    monkeypatch.setattr(byte_models, "text", lambda: (ids, ids))
+    monkeypatch.setattr(claim, "text", lambda: (ids, ids))
     verdict = claim.run(0, Budget("small", seeds=2))
     assert set(verdict.measured) == {e.number for e in claim.EXPECTED}
     assert all(np.isfinite(m["value"]) for m in verdict.measured.values())

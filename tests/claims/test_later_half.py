@@ -5,7 +5,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import layerwright as lw
 from layerwright.claims import later_half as claim
 from layerwright.core.trials import Budget
 
@@ -20,7 +19,7 @@ def small(monkeypatch) -> LlamaForCausalLM:
     )  # fmt: skip
     model = LlamaForCausalLM(config).eval()
     ids = torch.randint(0, 64, (24, 16))
-    monkeypatch.setattr(claim, "_demo", lambda length: (model, ids))
+    monkeypatch.setattr(claim, "demo", lambda length, tokens: (model, None, ids))
     return model
 
 
@@ -49,15 +48,6 @@ def test_the_gap_compares_halves() -> None:
     assert claim._gap(effect, first=1) == pytest.approx(np.log(2.0))
 
 
-def test_seeds_share_no_text_until_it_is_used_up() -> None:
-    parts = [set(claim._part(24, seed, 6).tolist()) for seed in range(5)]
-    assert set.union(*parts[:4]) == set(range(24))
-    assert parts[4] == parts[0]
-
-
-def test_the_bundled_model_is_read_in_float32() -> None:
-    model, ids = claim._demo(96)
-    assert model.dtype == torch.float32
-    assert ids.shape[1] == 96
-    assert len(ids) > 12 * 3 * claim.SIZES["small"]["rows"]
-    assert lw.load_model("demo")[0].config.num_hidden_layers == model.config.num_hidden_layers
+def test_there_is_text_for_every_seed() -> None:
+    _, _, windows = claim.demo(96, 1_000_000)
+    assert len(windows) > 12 * 3 * claim.SIZES["small"]["rows"]

@@ -85,13 +85,23 @@ def test_a_list_that_nothing_shows_to_go_by_block_is_reported_and_left() -> None
     assert any("colours is a list of 4" in note for note in edit.notes)
 
 
+def test_numbers_that_may_be_of_blocks_are_reported_and_left() -> None:
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, tapped_layers=[1, 3], eos_token_id=[1, 3]))
+    stack, inputs = based(model)
+    new, edit = apply(stack, Plan(({"drop": [1]},)), inputs)
+    assert new.config.tapped_layers == [1, 3]
+    (note,) = edit.notes
+    assert "tapped_layers is [1, 3], which may be numbers of blocks" in note
+
+
 def test_what_depends_on_the_place_of_a_block_is_refused() -> None:
     torch.manual_seed(0)
     config = transformers.GPT2Config(
         n_embd=16, n_layer=4, n_head=2, vocab_size=40, n_positions=32, scale_attn_by_inverse_layer_idx=True
     )
     stack, inputs = based(transformers.GPT2LMHeadModel(config))
-    with pytest.raises(UserError, match="would be"):
+    with pytest.raises(UserError, match=r"no value of scale_attn_by_inverse_layer_idx makes .* would be"):
         apply(stack, Plan(({"drop": [0]},)), inputs)
 
 
@@ -106,6 +116,8 @@ def test_a_nested_configuration_is_found() -> None:
     model, _ = apply(stack, Plan(({"drop": [1, 2]},)), inputs)
     assert model.config.text_config.num_hidden_layers == 2
     assert model.config.vision_config.num_hidden_layers == 4
+    model, _ = apply(stack, Plan(({"keep": [1]},)), inputs)
+    assert model.config.text_config.num_hidden_layers == 1
 
 
 def test_one_block_is_a_tower_too() -> None:

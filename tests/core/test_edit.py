@@ -273,6 +273,13 @@ def test_blocks_that_cannot_be_joined_say_why(name: str, words: str) -> None:
         apply(stack, Plan(({"order": [0, 1, 2, 2]}, {"parallel": 2})), inputs)
 
 
+def test_joined_heads_that_the_class_refuses_are_named_with_its_reason() -> None:
+    stack, inputs = prepared("llama")
+    with pytest.raises(UserError, match=r"num_attention_heads 6 is refused: .* not a multiple .*\(6\)") as error:
+        apply(stack, Plan(({"parallel": 3},)), inputs)
+    assert "\n" not in str(error.value)
+
+
 # Bad input
 
 

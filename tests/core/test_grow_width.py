@@ -278,7 +278,7 @@ def test_repeated_and_cornered_matrices_compute_what_they_should() -> None:
         ("llama", ({"grow": {"width": 2}}, {"grow": {"width": 2}}), "grow in width before steps that widen.*step 2"),
         ("llama", ({"grow": {"width": 2}}, {"widen": 2}), "step 2"),
         ("llama", ({"grow": {"width": 1.5}},), "whole number"),
-        ("convnext", ({"grow": {"width": 2}},), "no configuration"),
+        ("convnext", ({"grow": {"width": 2}},), "found no entries of the configuration"),
     ],
 )
 def test_growth_that_cannot_be_done_says_why(name: str, steps: Any, words: str) -> None:

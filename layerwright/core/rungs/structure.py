@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import call
 from layerwright.core.load import first_line
-from layerwright.core.makes import counters, difference, makes_of
+from layerwright.core.makes import counters, difference, makes_of, totals
 from layerwright.core.rungs.answers import largest
 from layerwright.core.rungs.case import Case
 from layerwright.core.rungs.configured import configured
@@ -214,20 +214,13 @@ def _made(case: Case) -> str | None:
     if not _comparable(case):
         return None
     assert case.order is not None
-    numbers = set(counters(case.base.blocks))
-    wanted, made = ([_without(m, numbers) for m in map(_make, s.blocks)] for s in (case.base, case.new))
+    numbers = counters(case.base.blocks)
+    wanted, made = (makes_of(stack.blocks, numbers) for stack in (case.base, case.new))
+    counts = totals(wanted) & totals(made)
     for j, k in enumerate(case.order):
-        if (what := difference(made[case.new.order[j]], wanted[case.base.order[k]])) is not None:
+        if (what := difference(made[case.new.order[j]], wanted[case.base.order[k]], counts)) is not None:
             return f"{case.place(j)} is not made as its source, block {k}: {_is_not(what)}"
     return None
-
-
-def _make(block: nn.Module) -> Mapping[str, Any]:
-    return makes_of([block])[0]
-
-
-def _without(make: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in make.items() if name not in names}
 
 
 def _is_not(difference: str) -> str:
