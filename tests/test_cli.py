@@ -74,8 +74,8 @@ def test_options_reach_the_library(tiny_folder, text_file, capsys, monkeypatch: 
         "model": "demo", "data": str(text_file), "tier": "deep", "only": [], "skip": ["a", "b"],
         "blocks": "model.layers", "options": {"logit_lens": {"tokens": 64}, "x": {"y": [1, 2], "z": False}},
         "device": "cuda", "dtype": "float16", "max_tokens": 99, "length": 33, "seed": 0,
-        "trust_remote_code": True, "progress": False, "stream": "always", "jobs": "2", "against_data": None, "against": "b",
-        "out": None, "say": say,
+        "trust_remote_code": True, "progress": False, "stream": "always", "jobs": "2", "against": "b",
+        "against_data": None, "out": None, "say": say,
     }  # fmt: skip
 
 

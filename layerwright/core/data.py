@@ -72,10 +72,10 @@ def load_data(
 
     Args:
         source: a text file or folder of text files; a `.jsonl` file (`data.jsonl:FIELD` where the field is not `text`;
-            with `prompt` and `response` only the response has a loss); an `.npz` file of arrays named as model inputs; a
-            folder of images; `demo` or None (held-out files of the standard library); a list of strings; a tensor, a
-            dict of tensors, a list of either, or a list of 1-d tensors of token ids; a DataLoader; a Hugging Face
-            dataset with a column `text` or `input_ids`.
+            of lines with `prompt` and `response` only the response has a loss); an `.npz` file of arrays named as
+            model inputs; a folder of images; `demo` or None (held-out files of the standard library); a list of
+            strings; a tensor, a dict of tensors, a list of either, or a list of 1-d tensors of token ids; a
+            DataLoader; a Hugging Face dataset with a column `text` or `input_ids`.
         model: the model that will read it: names the inputs, limits the length, and is checked against token ids.
         tokenizer: needed for text.
         length: tokens in a sequence of text; 256 unless the model's own limit is lower.

@@ -62,9 +62,7 @@ class Desk:
         for (name, more), numbers in self.evaluate(scope, quantities, prefix).items():
             self.add(name, (*key, *more), numbers)
 
-    def evaluate(
-        self, scope: str, quantities: Mapping[str, Any], prefix: str = ""
-    ) -> dict[tuple[str, Key], Numbers]:
+    def evaluate(self, scope: str, quantities: Mapping[str, Any], prefix: str = "") -> dict[tuple[str, Key], Numbers]:
         """Numbers of every measure of the scope, by measure and by what its own result adds to the key."""
         found: dict[tuple[str, Key], Numbers] = {}
         for m in self.measures:

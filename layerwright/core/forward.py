@@ -56,7 +56,7 @@ class BlockPass:
         """The stream before the first block."""
         x = self.stack.layout.tokens(state)
         self.batch.settle(x, state)
-        self.desk.give("point", (0,), {"state": x})
+        self.desk.give("point", (0,), {"state": x, "real": self.batch.real})
         if self.check_sum:
             self.added = x[:1].double()
 
@@ -72,7 +72,7 @@ class BlockPass:
         self.desk.give("block", (k, "block"), given)
         if not self.parts[k]:
             self._add(given["update"])
-        self.desk.give("point", (k + 1,), {"state": after})
+        self.desk.give("point", (k + 1,), {"state": after, "real": self.batch.real})
         self.current = after
 
     def close(self) -> None:

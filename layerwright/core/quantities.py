@@ -45,6 +45,13 @@ QUANTITIES: dict[str, Quantity] = {
     "other_gradient": Quantity(
         "matrix_pair", "B x [o, i]", "the same of another matrix of the block, of the next block, of the next sequence"
     ),
+    "real": Quantity("point", "[B, T]", "which tokens are no padding"),
+    "attention": Quantity("attention", "[b, H, T, T]", "probabilities of a block's self-attention, zero at padding"),
+    "hidden": Quantity("hidden", "[B, n, m]", "what the last matrix of a feed-forward part reads, at sampled tokens"),
+    "hidden_tokens": Quantity("hidden", "[B, n]", "which of these tokens are there"),
+    "out_weight": Quantity("hidden", "[d, m]", "that matrix"),
+    "hessian": Quantity("curvature", "n x n", "second derivative of the mean loss by the weights of a block, or all"),
+    "gauss_newton": Quantity("curvature", "n x n", "its part from the curvature of the loss by the logits"),
     "probe": Quantity("jacobian", "[B, T, d]", "a standard normal vector at a block's output, zero on padding"),
     "pullback": Quantity("jacobian", "[B, T, d]", "the transposed Jacobian of the block applied to `probe`"),
     "features": Quantity("collection", "[L + 1, n, d]", "every state at the collected places, tokens or sequences"),
@@ -60,15 +67,15 @@ QUANTITIES: dict[str, Quantity] = {
     "sequence_labels": Quantity("collection", "[S]", "label of each sequence where the data gives one, else -100"),
     "other_features": Quantity("pair", "[L' + 1, n', d']", "`features` of the other model, or on the other data"),
     "other_summaries": Quantity("pair", "[L' + 1, S', d']", "`summaries` of the other"),
-    "other_sequences": Quantity("pair", "[n']", "`sequences` of the other"),
+    "other_sequences": Quantity("pair", "[n']", "`sequences` of the other; negative where its data are others"),
     "weight": Quantity("weight", "[rows, columns]", "one weight matrix of a block"),
 }
 
 # A measure that names quantities of several scopes belongs to the last of them in this order: `update` beside
 # `skipped_update` is a skip measure, beside `gradient` a gradient measure.
 SCOPES = (
-    "block", "point", "tower", "lens", "skip", "skip_output", "gradient", "matrix", "matrix_pair", "jacobian", "weight",
-    "collection", "pair", "table",
+    "block", "point", "tower", "lens", "attention", "hidden", "skip", "skip_output", "gradient", "matrix",
+    "matrix_pair", "jacobian", "weight", "curvature", "collection", "pair", "table",
 )  # fmt: skip
 
 # What the recorder puts into the leading columns of a scope's tables.
@@ -83,7 +90,10 @@ INDEX: dict[str, tuple[str, ...]] = {
     "matrix": ("block", "matrix"),
     "matrix_pair": ("block", "matrix", "beside"),
     "jacobian": ("block",),
+    "attention": ("block",),
+    "hidden": ("block",),
     "weight": ("block", "matrix"),
+    "curvature": ("blocks",),
     "collection": (),
     "pair": (),
     "table": (),

@@ -7,27 +7,20 @@ last to run on, as many as it takes: a weight and its bias, or the scale of a no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
-from types import FunctionType
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from layerwright.core.calls import exchanged
+from layerwright.core.attention import AttentionWatch
 from layerwright.core.errors import UserError
 from layerwright.core.fit import instead
 from layerwright.core.recipe import noted
-from layerwright.core.trace import first_tensor, tensors
 from layerwright.maths.similarity import relative_error
 
 _SAME = 1e-5
-_SDPA = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-_PRODUCTS = ("matmul", "__matmul__", "bmm", "baddbmm", "einsum")
 
 Run = Callable[[Tensor], Tensor]
 
@@ -122,7 +115,7 @@ class _Search:
         """
         weights = [self._block.get_parameter(name).requires_grad_() for name in names]
         state = self._state.detach().clone().requires_grad_()
-        with torch.enable_grad(), _Watch() as watch:
+        with torch.enable_grad(), AttentionWatch() as watch:
             self._run(state)
         found = {}
         for number, call in watch.calls.items():
@@ -145,12 +138,10 @@ class _Search:
         Raises:
             UserError: some call adds a bias to its scores.
         """
-        with _Watch(dict.fromkeys(numbers, 0.0)) as watch:
+        with AttentionWatch(dict.fromkeys(numbers, 0.0)) as watch:
             self._run(self._state)
         for number in numbers:
-            if (scores := watch.calls[number].scores) is None:
-                continue
-            seen = scores.double().softmax(-1)
+            seen = watch.calls[number].probabilities()
             seen = seen / seen.amax(-1, keepdim=True)
             if ((seen > _SAME) & (seen < 1 - _SAME)).any():
                 raise UserError(
@@ -181,7 +172,7 @@ class _Search:
         Raises:
             UserError: the block gives something else.
         """
-        with _Watch(dict.fromkeys(numbers, 0.5)):
+        with AttentionWatch(dict.fromkeys(numbers, 0.5)):
             wanted = self._run(self._state) - self._state
         with instead(self._block, self._times(pieces, 0.5)):
             got = self._run(self._state) - self._state
@@ -190,7 +181,7 @@ class _Search:
 
     def _query(self, number: int, *pieces: Piece) -> Tensor:
         """The query of a call, where pieces are twice as large."""
-        with instead(self._block, self._times(pieces, 2.0)), _Watch() as watch:
+        with instead(self._block, self._times(pieces, 2.0)), AttentionWatch() as watch:
             self._run(self._state)
         return watch.calls[number].query.double().flatten().cpu()
 
@@ -225,70 +216,3 @@ def _piece(name: str, by_query: Tensor, by_key: Tensor) -> Piece | None:
         return None
     axis = sizes.index(max(sizes))
     return Piece(name, axis, None if shares[axis].all() else tuple(shares[axis].tolist()))
-
-
-# Watching
-
-
-@dataclass
-class _Attention:
-    """One call of attention: its operands, and what is added to the scores or, written out, the scores themselves."""
-
-    query: Tensor
-    key: Tensor
-    scores: Tensor | None = None
-
-
-class _Watch(TorchFunctionMode):
-    """Notes each call of attention by its number among the products, and multiplies some queries.
-
-    Attention is a fused call, or a product whose result goes on to a softmax of the same shape.
-    """
-
-    def __init__(self, factors: Mapping[int, float] | None = None) -> None:
-        super().__init__()
-        self.calls: dict[int, _Attention] = {}
-        self._factors = factors or {}
-        self._count = 0
-        self._product: tuple[int, _Attention, Tensor] | None = None
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-        if func is F.multi_head_attention_forward:  # what it calls is not watched, as all that a watcher calls is not
-            unwatched = {**func.__globals__, "has_torch_function": lambda _: False}
-            with self:
-                return FunctionType(func.__code__, unwatched, name, func.__defaults__)(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            given = dict(zip(_SDPA, args)) | kwargs
-            given["query"] = self._multiplied(given["query"])
-            self.calls[self._count] = _Attention(given["query"], given["key"], _added(given.get("attn_mask")))
-            self._count += 1
-            return func(**given)
-        if name in _PRODUCTS and len(operands := list(tensors((args, kwargs)))) > 1:
-            return self._multiply(func, args, kwargs, *operands[-2:])
-        if name == "softmax" and self._product is not None:
-            number, call, product = self._product
-            scores = first_tensor((args, kwargs))
-            if scores is not None and scores.shape[-2:] == product.shape[-2:] and scores.numel() == product.numel():
-                self.calls[number] = call
-                call.scores = scores
-            self._product = None
-        return func(*args, **kwargs)
-
-    def _multiply(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], query: Tensor, key: Tensor) -> Any:
-        """A product, of what may be queries and keys."""
-        times = self._multiplied(query)
-        args, kwargs = exchanged((args, kwargs), lambda x: times if x is query else x)
-        out = func(*args, **kwargs)
-        self._product = (self._count, _Attention(times, key), out)
-        self._count += 1
-        return out
-
-    def _multiplied(self, query: Tensor) -> Tensor:
-        return query * self._factors[self._count] if self._count in self._factors else query
-
-
-def _added(mask: Any) -> Tensor | None:
-    return mask if isinstance(mask, Tensor) and mask.is_floating_point() else None

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from layerwright.core import backward, collection
+from layerwright.core import backward, collection, curvature, inside
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.forward import ForwardPass, sampled_tokens
+from layerwright.core.hidden import HiddenFinder
 from layerwright.core.inputs import Inputs, batch_size, on_device, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.packet import Packet
@@ -60,8 +61,11 @@ def record(
     recorder = _Recorder(stack, measures, options or {}, sequences, prefix, seed, progress, ranks)
     if ranks.size > 1:
         return join_parts(stack, recorder.parts(list(batches)), measures, options=options, seed=seed)
+    if recorder.desk.wants(curvature.SCOPE):
+        batches = list(batches)
     recorder.batches(batches, 0)
     recorder.weights()
+    recorder.curvature(batches)
     recorder.out.finish(stack, recorder.desk, seed)
     return recorder.out
 
@@ -133,6 +137,7 @@ class _Recorder:
         self.out = Recording()
         self.first = 0
         self.waiting: backward.Waiting = {}
+        self.finder = HiddenFinder(stack)
 
     def batches(self, batches: Iterable[Inputs], first: int) -> None:
         """Let batches through the model; `first` is the number of their first sequence in the data."""
@@ -155,6 +160,18 @@ class _Recorder:
                 mine = b % self.ranks.size == self.ranks.rank
                 give_weights(self.stack, self.desk if mine else None, b)
                 self.progress("weights", b + 1, len(self.stack.blocks))
+
+    def curvature(self, batches: Iterable[Inputs]) -> None:
+        """Measure how the loss bends, where that was asked for: on the first sequences only."""
+        groups = len(self.stack.blocks) + 1
+        done = 0
+
+        def step(n: int) -> None:
+            nonlocal done
+            done += n
+            self.progress("curvature", done, groups)
+
+        self.out.notes += curvature.give_curvature(self.stack, self.desk, batches, self.seed, step, prefix=self.prefix)
 
     def take(self) -> Packet:
         """All that was measured so far, to start again."""
@@ -200,7 +217,7 @@ class _Recorder:
     def _deep(self) -> bool:
         """Whether any measure needs blocks to be called again."""
         lens = self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise
-        return lens or self.desk.wants("skip", "skip_output", *backward.SCOPES, *collection.SCOPES)
+        return lens or self.desk.wants("skip", "skip_output", *backward.SCOPES, *collection.SCOPES, *inside.SCOPES)
 
     def _keeps(self, batch: Batch) -> bool:
         """Whether the states of a batch are held for the walks after the forward pass."""
@@ -231,6 +248,8 @@ class _Recorder:
         replay.output = None  # the logits can be the largest tensor of all
         if self.desk.wants("skip", "skip_output"):
             SkipPass(self.stack, self.desk, part, replay, self.seed).run(self._step("skips", part))
+        if self.desk.wants(*inside.SCOPES):
+            inside.InsidePass(self.stack, self.desk, part, replay, self.finder).run(self._step("inside", part))
         if self.desk.wants(*backward.SCOPES):
             downs = BackwardPass(self.stack, self.desk, part, replay, self.seed, self.waiting)
             downs.run(self._step("gradients", part))

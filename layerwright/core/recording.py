@@ -15,6 +15,7 @@ from layerwright.core.collection import SCOPES, collected
 from layerwright.core.desk import Desk
 from layerwright.core.errors import UserError
 from layerwright.core.factors import unread
+from layerwright.core.inside import SCOPES as SCOPES_INSIDE
 from layerwright.core.packet import Packet
 from layerwright.core.reduce import Key, Reduced
 from layerwright.core.registry import Measure
@@ -131,15 +132,18 @@ class _Tables:
                 self.out.notes.append(f"{m.name} could not be measured: {self._reason(m)}")
                 continue
             reduced[m.name] = result
-            columns = {"value": result.mean()} if m.scope == "weight" else dict(result.columns(self.seed))
+            single = m.scope in ("weight", "curvature")  # one number a row, of no sequence
+            columns = {"value": result.mean()} if single else dict(result.columns(self.seed))
             frame = table(m.index, result.keys, columns, m.meta())
             if m.scope == "matrix":
                 self._name_unread(m, result.keys)
-            if m.scope != "weight":
+            if not single:
                 frame = frame[(frame["tokens"] > 0) | (frame["nonfinite"] > 0)]
                 self._mark_nonfinite(m, frame)
-            numbers = [c for c in m.index if c not in ("part", "quantity", "matrix")]
-            self.out.tables[m.name] = frame.sort_values(numbers, kind="stable", ignore_index=True)
+            numbers = [c for c in m.index if pd.api.types.is_numeric_dtype(frame[c])]
+            if numbers:
+                frame = frame.sort_values(numbers, kind="stable", ignore_index=True)
+            self.out.tables[m.name] = frame
 
     def _derived(self, m: Measure, reduced: dict[str, Reduced]) -> None:
         if any(need not in reduced for need in m.needs):
@@ -175,6 +179,11 @@ class _Tables:
             return "the model gives no logits for the tokens of these blocks"
         if m.scope in OF_LOSS:
             return "the data holds no labels for this model's output"
+        if m.scope == "curvature":
+            return "it needs the whole model in one process, not block by block and not in jobs"
+        if m.scope in SCOPES_INSIDE:
+            what = {"attention": "attends to its own stream", "hidden": "has a last matrix of a feed-forward part"}
+            return f"no block of this model {what[m.scope]} in a way that can be watched"
         if m.scope == "weight":
             return "the blocks hold no weight matrix"
         return "no block of this model supplies " + ", ".join(m.needs)

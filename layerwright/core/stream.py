@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layerwright.core import backward, collection
+from layerwright.core import backward, collection, inside
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.budget import Budget
 from layerwright.core.calls import beside
 from layerwright.core.desk import Desk
 from layerwright.core.forward import BlockPass, give_tower, last_tokens, sampled_tokens
+from layerwright.core.hidden import HiddenFinder
 from layerwright.core.inputs import Inputs, moved, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens
 from layerwright.core.packet import Packet
@@ -72,6 +73,7 @@ class Walk:
         self._out = Recording()
         self._parts: list[tuple[Sublayer, ...]] = list(wiring.stack.parts)
         self._finder = PartFinder(wiring.stack)
+        self._hidden = HiddenFinder(wiring.stack, self._parts)
         self._loaded: int | None = None
         self._rides = self._board(batches, sequences, prefix)
         self._piece = Replay(wiring.stack, moved(small(batches[0]), skeleton.device), run=False)
@@ -206,6 +208,10 @@ class Walk:
             after = ride.replay.first(k, state)
             ride.blocks.end(k, after)
         ride.blocks.close()
+        if self._desk.wants(*inside.SCOPES):
+            within = inside.InsidePass(self.stack, self._desk, ride.batch, ride.replay, self._hidden)
+            within.step(k)
+            within.close()
         written = [ride.states.file(k + 1).restart()]
         written[0].append(after)
         if self._desk.wants("skip", "skip_output"):

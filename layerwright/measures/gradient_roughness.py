@@ -30,7 +30,8 @@ def gradient_roughness(gradient_spectrum: Field) -> dict[tuple[str, str, str], f
 
     Example:
         >>> keys = [(block, "q", "nuclear_norm") for block in range(3)]
-        >>> found = gradient_roughness(Field(("block", "matrix", "quantity"), keys, np.array([1.0, 3.0, 2.0]), np.ones(3)))
+        >>> index = ("block", "matrix", "quantity")
+        >>> found = gradient_roughness(Field(index, keys, np.array([1.0, 3.0, 2.0]), np.ones(3)))
         >>> float(found["q", "all", "nuclear_norm"])
         1.5
 

@@ -17,8 +17,9 @@ def gradient_similarity(
         cos = ⟨G, G'⟩ / (‖G‖ ‖G'‖),    ⟨G, G'⟩ = Σ_{st} (Δ Δ'ᵀ)_{st} (X X'ᵀ)_{st}
 
     from token factors G = Δᵀ X alone. `beside` says which: another matrix of the block, the same one of the
-    `next block`, or the same one for the `sequence before`, in pairs of sequences 0 and 1, 2 and 3, … Near 0 in trained language models between matrices and blocks; between sequences a negative value
-    says that they pull the weights in opposite directions.
+    `next block`, or the same one for the `sequence before`, in pairs of sequences 0 and 1, 2 and 3, … Near 0 in
+    trained language models between matrices and blocks; between sequences a negative value says that they pull the
+    weights in opposite directions.
 
     Args:
         matrix_gradient: G of each sequence.

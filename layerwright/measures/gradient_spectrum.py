@@ -26,7 +26,9 @@ def gradient_spectrum(gradient_values: Tensor, loss: Tensor) -> dict[str, Tensor
 
     each length also over the loss. The loss is the mean over the sequence's labelled tokens. One sequence's gradient
     has a rank of at most its tokens, so that its values come from what the matrix read and what came back to it,
-    without the gradient; `smallest` is zero but for rounding where a token has no loss. A low nuclear norm and a high effective rank go with data that fit the model well.
+    without the gradient; `smallest` is zero but for rounding where a token has no loss. Data that
+    fit the model well give a low nuclear norm; the paper's higher effective rank for them the bundled model does not
+    show (claim `gradient_rank_by_data`).
 
     Args:
         gradient_values: σ, `[batch, n]`, largest first.
@@ -37,8 +39,8 @@ def gradient_spectrum(gradient_values: Tensor, loss: Tensor) -> dict[str, Tensor
 
     Example:
         >>> found = gradient_spectrum(torch.tensor([[2.0, 2.0]]), torch.tensor([4.0]))
-        >>> {name: round(found[name].item(), 4) for name in ("nuclear_norm", "effective_rank", "nuclear_norm_over_loss")}
-        {'nuclear_norm': 4.0, 'effective_rank': 2.0, 'nuclear_norm_over_loss': 1.0}
+        >>> [round(found[name].item(), 4) for name in ("nuclear_norm", "effective_rank", "nuclear_norm_over_loss")]
+        [4.0, 2.0, 1.0]
 
     Reference: arXiv 2410.23743; the effective rank as in 2504.10766.
     """

@@ -102,6 +102,41 @@ LOOKS = {
         "gradients", "Whether gradients point the same way",
         "Cosine with another matrix of the block, with the same one of the next block, and of another sequence.",
         wide=True),
+    "attention_filter": Look(
+        "inside", "How much of what tells tokens apart each head lets through",
+        "Column: block; row: head; colour: the gain. Length 0 is whole sequences.", wide=True, first="mean"),
+    "high_frequency": Look(
+        "inside", "How much of the stream differs from token to token",
+        "Its norm without the mean over tokens: near zero, all tokens are alike. Length 0 is whole sequences."),
+    "activation_sparsity": Look(
+        "inside", "How many hidden units can be left out",
+        "Share of units whose contributions may go for an error of so much of what the part adds (cett).", wide=True),
+    "curvature": Look(
+        "curvature", "How the loss bends along the weights of each block",
+        "Largest eigenvalues of the Hessian and of its Gauss-Newton part, by block and of the whole model.", wide=True),
+    "spectral_density": Look(
+        "curvature", "How the eigenvalues are spread", "Density on a grid by stochastic Lanczos, and its error.",
+        wide=True),
+    "neural_collapse": Look(
+        "representations", "How far classes have collapsed to their means",
+        "At every state of the stream: smaller variance within classes, and means that stand evenly apart.", wide=True),
+    "head_collapse": Look(
+        "representations", "The same where the head reads, and against the head's own weights", wide=True),
+    "concept_probe": Look(
+        "representations", "From which layer on a concept can be read off linearly",
+        "Accuracy of a linear probe; selectivity is what it has over a probe of shuffled labels.", wide=True),
+    "information_plane": Look(
+        "representations", "What states say of the input and of the label",
+        "In bit, by binning and by a kernel; an estimate at its ceiling says only that all samples differ.", wide=True),
+    "embedding_depth": Look(
+        "representations", "How central each text is among the others",
+        "Statistical depth of the sequences' summaries: 2 is the centre."),
+    "similarity": Look(
+        "representations", "How alike the states of two layers are", "Of this model, or of this one and the other.",
+        wide=True),
+    "linear_maps": Look(
+        "representations", "How well a linear map takes one layer to another",
+        "Error on held-out sequences over that of the mean: 0 is a perfect map, 1 none.", wide=True),
     "weight_spectrum": Look(
         "weights", "How many directions each weight matrix uses, and how large it is",
         "One line for each matrix; a matrix of low rank acts on few directions of its input.", wide=True),

@@ -21,6 +21,7 @@ from layerwright.report.sheet import Row, Sheet, spoken
 
 MOST_LINES = 9
 MOST_MAPS = 12
+MOST_NUMBERS = 24
 COMPARABLE = 10.0
 
 
@@ -75,10 +76,10 @@ def card(sheet: Sheet, tables: Mapping[str, Sheet]) -> Card:
 
 def _panels(sheet: Sheet, look: Look, title: str) -> Iterator[Panel]:
     others = [k for k in sheet.kinds if k != "quantity"]
-    if "value" not in sheet.columns or not sheet.rows or len(sheet.axes) > 2:
+    if "value" not in sheet.columns or not sheet.rows or len(sheet.axes) > 3:
         return
     if not sheet.axes:
-        if len(others) == 2 and len(sheet.rows) > MOST_MAPS:
+        if len(others) == 2 and len(sheet.rows) > MOST_NUMBERS:
             for quantity in sheet.quantities or [""]:
                 yield _over_two_kinds(sheet, others, quantity, title)
         return
@@ -86,8 +87,11 @@ def _panels(sheet: Sheet, look: Look, title: str) -> Iterator[Panel]:
         for group in _groups(sheet, others, look.first):
             yield _over_one_axis(sheet, look, title, group, others)
         return
-    for chosen in list(product(*(sheet.values_of(k) for k in sheet.kinds)))[:MOST_MAPS]:
-        yield _over_two_axes(sheet, look, title, dict(zip(sheet.kinds, chosen, strict=True)))
+    # A third axis is a series of maps, as words are.
+    fixed = [*sorted(sheet.kinds, key=lambda k: k != "quantity"), *sheet.axes[2:]]
+    maps = list(product(*(sorted(sheet.values_of(k), key=lambda v: v != look.first) for k in fixed)))
+    for chosen in maps[:MOST_MAPS]:
+        yield _over_two_axes(sheet, look, title, dict(zip(fixed, chosen, strict=True)))
 
 
 def _groups(sheet: Sheet, others: list[str], first: str) -> list[list[str]]:
@@ -160,9 +164,9 @@ def _many_series(sheet: Sheet, series: list[Series], places: list[Any], heading:
 
 
 def _over_two_axes(sheet: Sheet, look: Look, title: str, chosen: dict[str, str]) -> Panel:
-    across, up = sheet.axes
+    across, up = sheet.axes[:2]
     columns, rows = sheet.values_of(across), sheet.values_of(up)
-    heading = ", ".join(say(v, k) for k, v in chosen.items())
+    heading = ", ".join(f"{spoken(k)} {v}" if k in sheet.axes else say(v, k) for k, v in chosen.items())
     views, note = [], ""
     for statistic in [s for s in look.statistics if s in sheet.columns] or ["value"]:
         here = list(sheet.where(**chosen))
@@ -236,7 +240,7 @@ COMPARISONS = {"first_order_skip": _predicted_and_measured}
 
 def _numbers(sheet: Sheet) -> list[Number]:
     """The rows of a table without an axis, where they are few enough to stand as numbers."""
-    if "value" not in sheet.columns or len(sheet.rows) > MOST_MAPS:
+    if "value" not in sheet.columns or len(sheet.rows) > MOST_NUMBERS:
         return []
     out = []
     for row in sheet.rows:

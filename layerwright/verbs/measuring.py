@@ -115,10 +115,12 @@ def survey(
 
 def _pair(found: Mapping[str, Any], options: Mapping[str, Mapping[str, Any]]) -> None:
     """Let measures of pairs see what was kept of both models, or of one twice where there is no other."""
-    mine = found["model"].recording
-    other = found.get("against", found["model"]).recording
-    for m in mine.pairs:
-        mine.measure_collection(m, options.get(m.name, {}), other.collected)
+    one, two = found["model"], found.get("against", found["model"])
+    other = dict(two.recording.collected)
+    if one.data.digest != two.data.digest and "sequences" in other:
+        other["sequences"] = ~other["sequences"]  # they are none of this survey's
+    for m in one.recording.pairs:
+        one.recording.measure_collection(m, options.get(m.name, {}), other)
 
 
 def _surveyed(answer: Any, settings: Mapping[str, Any]) -> Survey:

@@ -59,6 +59,16 @@ def test_the_same_model_on_other_data() -> None:
     assert (frame["difference"] - 1e-9 <= frame["high"]).all()
 
 
+def test_layers_are_not_mapped_between_other_tokens() -> None:
+    """As many tokens of as many sequences are still not the same tokens."""
+    one, two = token_ids(4, 9), token_ids(4, 9).flip(1)
+    survey = lw.survey(llama(), {"input_ids": one}, only=["linear_maps", "similarity"], against_data={"input_ids": two})
+    assert not {"linear_maps", "similarity"} & set(survey.tables)
+    assert sum("expected the same data" in note for note in survey.notes) == 2
+    same = lw.survey(llama(), {"input_ids": one}, only=["linear_maps", "similarity"], against=louder())
+    assert {"linear_maps", "similarity"} <= set(same.tables)
+
+
 def reduced(rows: torch.Tensor) -> Any:
     reducer = Reducer()
     for key, values in enumerate(rows):

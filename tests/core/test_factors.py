@@ -8,7 +8,7 @@ import pytest
 import torch
 from naive import blocks_of, loss
 from torch import Tensor, nn
-from zoo import ZOO, gpt2, llama, token_ids
+from zoo import gpt2, llama, token_ids
 
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch

@@ -81,7 +81,7 @@ def test_every_need_is_a_measure_or_a_word() -> None:
 
 
 def test_every_planner_has_a_title_and_a_paper_of_the_bibliography() -> None:
-    assert len(PLANNERS) == 10
+    assert len(PLANNERS) == 11
     for entry in PLANNERS.values():
         assert entry.title, entry.name
         assert entry.arxiv in BY_ID, entry.name

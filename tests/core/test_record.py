@@ -117,7 +117,7 @@ def test_progress_only_moves_forward_and_arrives() -> None:
     seen: dict[str, list[tuple[int, int]]] = {}
     model, inputs = llama(), {"input_ids": token_ids(4)}
     tables(model, inputs, batch=2, progress=lambda stage, done, total: seen.setdefault(stage, []).append((done, total)))
-    assert set(seen) == {"forward", "skips", "gradients", "weights"}
+    assert set(seen) == {"forward", "skips", "inside", "gradients", "weights"}
     for stage, steps in seen.items():
         assert [done for done, _ in steps] == sorted(done for done, _ in steps), stage
         assert steps[-1][0] == steps[-1][1], stage

@@ -92,7 +92,8 @@ def test_two_models_side_by_side(tmp_path: Path) -> None:
     assert changed["apart"]
     assert not frame[(frame["block"] == 0) & (frame["part"] == "attention")].iloc[0]["apart"]
     read = pd.read_csv(tmp_path / "out" / "comparison" / "residual_contribution.csv")
-    assert list(read.columns) == ["block", "part", "value", "against", "difference", "apart"]
+    columns = ["block", "part", "value", "against", "difference", "low", "high", "apart"]
+    assert list(read.columns) == columns
     assert (tmp_path / "out" / "against" / "survey.json").exists()
 
 

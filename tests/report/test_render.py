@@ -207,8 +207,10 @@ def test_nan_is_read_like_null(minimal: dict[str, Any]) -> None:
         ("block matrix", [[b, f"experts.{m}"] for b in range(4) for m in range(12)], 0, 48),
         ("block head", [[b, h] for b in range(4) for h in range(8)], 0, 32),
         ("block head quantity", [[b, h, q] for b in range(4) for h in range(2) for q in ("x", "y")], 0, 16),
-        ("a b c", [[a, b, c] for a in range(2) for b in range(2) for c in range(2)], 0, 0),
-        ("word", [[w] for w in "abcdefghijklmnopq"], 0, 0),
+        ("a b c", [[a, b, c] for a in range(2) for b in range(2) for c in range(2)], 0, 8),
+        ("a b c d", [[a, b, 0, d] for a in range(2) for b in range(2) for d in range(2)], 0, 0),
+        ("word other", [[w, o] for w in "abcdefghijklm" for o in "xy"], 0, 26),
+        ("word", [[w] for w in "abcdefghijklmnopqrstuvwxyz"], 0, 0),
         ("", [[]], 0, 0),
     ],
 )
@@ -225,7 +227,7 @@ def test_a_new_measure_gets_its_picture(
     assert here.count("<tr>") == len(places) + 1
     if not lines and not cells:
         assert ('<dl class="numbers">' in drawn) == (index == "")
-    assert ("open>" in here) == (index in ("a b c", "word"))
+    assert ("open>" in here) == (index in ("a b c d", "word"))
 
 
 @pytest.mark.parametrize(
