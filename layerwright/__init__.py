@@ -27,6 +27,8 @@ if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` do
     from layerwright.verbs import survey as survey
     from layerwright.verbs import train as train
     from layerwright.verbs import verify as verify
+    from layerwright.verbs.callback import Callback as Callback
+    from layerwright.verbs.watching import watch as watch
 
 _HOMES = {
     "survey": "verbs",
@@ -34,6 +36,8 @@ _HOMES = {
     "reshape": "verbs",
     "verify": "verbs",
     "train": "verbs",
+    "watch": "verbs.watching",
+    "Callback": "verbs.callback",
     "Reshaped": "core.reshape",
     "planner": "core.planner",
     "Survey": "core.survey",
