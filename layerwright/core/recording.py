@@ -141,7 +141,7 @@ class _Tables:
                 frame = frame[(frame["tokens"] > 0) | (frame["nonfinite"] > 0)]
                 self._mark_nonfinite(m, frame)
             numbers = [c for c in m.index if pd.api.types.is_numeric_dtype(frame[c])]
-            if numbers:
+            if numbers and m.scope != "curvature":
                 frame = frame.sort_values(numbers, kind="stable", ignore_index=True)
             self.out.tables[m.name] = frame
 
