@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ class Batch:
 
     After `settle`: `mask` `[B, T]` says which tokens count (no padding, no prefix), `last` `[B]` is each sequence's
     last real token, `sampled` `[B, n]` are token positions for the lens, drawn by the sequence's own number so that
-    another batch split draws the same; `collected` and its mask are those whose states are kept.
+    another batch split draws the same.
     """
 
     def __init__(self, inputs: Inputs, first: int, prefix: int, sample: int, seed: int, side: str = "") -> None:
@@ -41,8 +42,6 @@ class Batch:
         self.last: Tensor
         self.sampled: Tensor
         self.sampled_mask: Tensor
-        self.collected: Tensor
-        self.collected_mask: Tensor
 
     @classmethod
     def of(cls, stack: Stack, inputs: Inputs, first: int, prefix: int, sequences: int | None, seed: int) -> Batch:
@@ -61,7 +60,6 @@ class Batch:
         self.last = torch.where(self.real, positions, 0).amax(1)
         # Of long sequences one token of sixteen: the lens must stay cheap beside the pass itself.
         self.sampled, self.sampled_mask = self._draw(self._sample, 16, 0)
-        self.collected, self.collected_mask = self._draw(COLLECTED * self._sample // LENS_TOKENS, 1, 1)
 
     def _draw(self, sample: int, thin: int, kind: int) -> tuple[Tensor, Tensor]:
         """Positions `[B, n]` of so many tokens of each sequence that count, and which of them are there."""
@@ -75,6 +73,21 @@ class Batch:
             drawn[b, : len(chosen)] = chosen
             known[b, : len(chosen)] = True
         return drawn, known
+
+    @property
+    def collected(self) -> Tensor:
+        """Positions `[B, n]` of the tokens whose states are kept; drawn only where a measure asks for them."""
+        return self._collection[0]
+
+    @property
+    def collected_mask(self) -> Tensor:
+        """Which of them are there."""
+        return self._collection[1]
+
+    @cached_property
+    def _collection(self) -> tuple[Tensor, Tensor]:
+        # No block has this number, so that no other draw for the sequence is the same.
+        return self._draw(COLLECTED * self._sample // LENS_TOKENS, 1, -1)
 
     def few(self, most: int) -> Tensor:
         """The places in the batch of the sequences whose number in the data is below a bound."""

@@ -6,7 +6,7 @@ drawn by each sequence's own number, so that the batch split changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,14 @@ def collect_state(desk: Desk, stack: Stack, batch: Batch, k: int, state: Tensor)
     summary = _summary(stack, batch, state)
     desk.keep(f"summaries/{k}", summary[few])
     desk.keep(f"features/{k}", summary[few] if stack.head == "sequence" else _at_tokens(batch, state))
+
+
+def collect(desk: Desk, stack: Stack, batch: Batch, replay: Replay, states: Iterable[Tensor]) -> None:
+    """Keep everything of a batch whose states are all known."""
+    if desk.wants(*SCOPES):
+        for k, state in enumerate(states):
+            collect_state(desk, stack, batch, k, stack.layout.tokens(state))
+        collect_batch(desk, stack, batch, replay)
 
 
 def collect_batch(desk: Desk, stack: Stack, batch: Batch, replay: Replay) -> None:

@@ -14,6 +14,7 @@ from layerwright.core.batch import Batch
 from layerwright.core.calls import structure
 from layerwright.core.desk import Desk
 from layerwright.core.inputs import call
+from layerwright.core.lens import sampled_tokens
 from layerwright.core.replay import Replay, in_float, watch_blocks
 from layerwright.core.stack import Stack
 from layerwright.core.sublayers import Sublayer
@@ -169,11 +170,6 @@ class ForwardPass:
 def last_tokens(state: Tensor, batch: Batch) -> Tensor:
     """Each sequence's last real token of a state `[B, T, d]`: `[B, d]`."""
     return state[torch.arange(len(state), device=state.device), batch.last]
-
-
-def sampled_tokens(state: Tensor, batch: Batch) -> Tensor:
-    """The sampled tokens of a state `[B, T, d]`: `[B, n, d]`."""
-    return state[torch.arange(len(state), device=state.device)[:, None], batch.sampled]
 
 
 def give_tower(desk: Desk, last: list[Tensor]) -> None:

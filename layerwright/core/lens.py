@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -73,6 +74,35 @@ def lens_of_sequences(desk: Desk, batch: Batch, replay: Replay) -> float:
             desk.add(name, (k, *more), Numbers(numbers.values[0]))
     desk.close("lens", None if final.ndim == 2 else batch.sampled_mask)
     return relative_error(lens, final)
+
+
+def lens_of_states(
+    stack: Stack, desk: Desk, batch: Batch, replay: Replay, structures: list[Any], states: Iterable[Tensor]
+) -> float:
+    """The same from all states of a tower that ran block by block, whichever way its tokens are decoded.
+
+    Args:
+        stack: the model and its tower.
+        desk: the measures.
+        batch: the batch.
+        replay: its pass, whose last state is known.
+        structures: what the blocks returned beside the stream.
+        states: of the stream, read one after another.
+    """
+    if not stack.tokenwise:
+        replay.output = replay.tail(replay.states[-1])
+        return lens_of_sequences(desk, batch, replay)
+    sampled = [sampled_tokens(stack.layout.tokens(state), batch) for state in states]
+    final = [
+        replay.logits(replay.states[-1], few)[torch.arange(len(few))[:, None], batch.sampled[few]]
+        for few in replay.few_sequences()
+    ]
+    return lens_of_tokens(stack, desk, batch, sampled, structures, torch.cat(final))
+
+
+def sampled_tokens(state: Tensor, batch: Batch) -> Tensor:
+    """The sampled tokens of a state `[B, T, d]`: `[B, n, d]`."""
+    return state[torch.arange(len(state), device=state.device)[:, None], batch.sampled]
 
 
 class Decoder:

@@ -11,10 +11,10 @@ from layerwright.core import backward, collection, curvature, inside
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
-from layerwright.core.forward import ForwardPass, sampled_tokens
+from layerwright.core.forward import ForwardPass
 from layerwright.core.hidden import HiddenFinder
 from layerwright.core.inputs import Inputs, batch_size, on_device, small
-from layerwright.core.lens import lens_of_sequences, lens_of_tokens
+from layerwright.core.lens import lens_of_sequences, lens_of_tokens, sampled_tokens
 from layerwright.core.packet import Packet
 from layerwright.core.quiet import undisturbed
 from layerwright.core.ranks import Ranks

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from layerwright.core.backward import BackwardPass
+from layerwright.core.backward import OF_MATRICES, BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.errors import UserError
 from layerwright.core.forward import BlockPass
@@ -56,6 +56,8 @@ class Ride:
 
         Two files take turns: that of the step before is needed until this step is recorded.
         """
+        if not downs.desk.wants(*OF_MATRICES):
+            return
         assert downs.losses is not None
         factors = {f"{name}/{side}": getattr(g, side) for name, g in downs.above.items() for side in _SIDES}
         Packet({"names": list(downs.above)}, {"loss": downs.losses, **factors}).write(self._beside(k))
@@ -66,6 +68,8 @@ class Ride:
         Raises:
             UserError: it is not there, or damaged.
         """
+        if not downs.desk.wants(*OF_MATRICES):
+            return
         packet = Packet.read(self._beside(k))
         if packet is None:
             raise UserError(f"{self._beside(k)} is missing or damaged; start again in an empty folder")

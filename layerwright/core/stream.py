@@ -23,10 +23,10 @@ from layerwright.core.batch import Batch
 from layerwright.core.budget import Budget
 from layerwright.core.calls import beside
 from layerwright.core.desk import Desk
-from layerwright.core.forward import BlockPass, give_tower, last_tokens, sampled_tokens
+from layerwright.core.forward import BlockPass, give_tower, last_tokens
 from layerwright.core.hidden import HiddenFinder
 from layerwright.core.inputs import Inputs, moved, small
-from layerwright.core.lens import lens_of_sequences, lens_of_tokens
+from layerwright.core.lens import lens_of_states
 from layerwright.core.packet import Packet
 from layerwright.core.quiet import undisturbed
 from layerwright.core.recording import Recording
@@ -37,7 +37,7 @@ from layerwright.core.runfolder import RunFolder
 from layerwright.core.skeleton import Skeleton
 from layerwright.core.skips import SkipPass
 from layerwright.core.stack import PartFinder
-from layerwright.core.states import StateFile, States, StreamFiles
+from layerwright.core.states import StateFile, StreamFiles
 from layerwright.core.sublayers import Sublayer
 from layerwright.core.weights import give_weights, nonfinite_weights
 from layerwright.core.wiring import Wiring
@@ -242,11 +242,10 @@ class Walk:
         self._out.note_error("sum", ride.blocks.sum_error(tokens(states[-1])))
         if self._desk.wants("tower"):
             give_tower(self._desk, [last_tokens(tokens(state), ride.batch) for state in states])
-        self._lens(ride, states)
-        if self._desk.wants(*collection.SCOPES):
-            for point, state in enumerate(states):
-                collection.collect_state(self._desk, self.stack, ride.batch, point, tokens(state))
-            collection.collect_batch(self._desk, self.stack, ride.batch, ride.replay)
+        if self._desk.wants("lens") and self.stack.head is not None:
+            given = (ride.batch, ride.replay, self.wiring.structures, states)
+            self._out.note_error("lens", lens_of_states(self.stack, self._desk, *given))
+        collection.collect(self._desk, self.stack, ride.batch, ride.replay, states)
         if self._desk.wants("skip", "skip_output"):
             skips = self._skips(ride)
             skips.answer(StreamFiles(ride.streams(self.stack.depth), None, stream_keys(self.stack.depth, skips.kinds)))
@@ -254,23 +253,8 @@ class Walk:
         gradient = downs.top() if self._desk.wants(*backward.OF_LOSS) else None
         if gradient is None:
             return []
-        self._keep(ride, self.stack.depth, downs)
+        ride.keep(self.stack.depth, downs)
         return [self._gradient(ride, self.stack.depth, gradient)]
-
-    def _lens(self, ride: Ride, states: States) -> None:
-        if not self._desk.wants("lens") or self.stack.head is None:
-            return
-        if not self.stack.tokenwise:
-            ride.replay.output = ride.replay.tail(states[-1])
-            self._out.note_error("lens", lens_of_sequences(self._desk, ride.batch, ride.replay))
-            return
-        sampled = [sampled_tokens(self.stack.layout.tokens(state), ride.batch) for state in states]
-        final = [
-            ride.replay.logits(states[-1], few)[torch.arange(len(few))[:, None], ride.batch.sampled[few]]
-            for few in ride.replay.few_sequences()
-        ]
-        args = (sampled, self.wiring.structures, torch.cat(final))
-        self._out.note_error("lens", lens_of_tokens(self.stack, self._desk, ride.batch, *args))
 
     def _down(self, k: int) -> list[StateFile]:
         order = self.stack.order
@@ -282,12 +266,12 @@ class Walk:
             labelled = self._desk.wants(*backward.OF_LOSS) and ride.batch.labels(self.stack) is not None
             above = ride.gradient(k + 1).read() if labelled else None
             downs = self._downs(ride, waiting)
-            if labelled and self._desk.wants(*backward.OF_MATRICES):
+            if labelled:
                 ride.take_up(k + 1, downs)
             gradient = downs.step(k, above)
             downs.close()
             if gradient is not None:
-                self._keep(ride, k, downs)
+                ride.keep(k, downs)
                 written.append(self._gradient(ride, k, gradient))
             done = (self.stack.depth - 1 - k) * len(self._rides) + place + 1
             self.progress("down", done, self.stack.depth * len(self._rides))
@@ -298,10 +282,6 @@ class Walk:
 
     def _downs(self, ride: Ride, waiting: backward.Waiting | None = None) -> BackwardPass:
         return BackwardPass(self.stack, self._desk, ride.batch, ride.replay, self.seed, waiting)
-
-    def _keep(self, ride: Ride, k: int, downs: BackwardPass) -> None:
-        if self._desk.wants(*backward.OF_MATRICES):
-            ride.keep(k, downs)
 
     def _gradient(self, ride: Ride, k: int, gradient: Tensor) -> StateFile:
         file = ride.gradient(k).restart()
