@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` does the same, later
+    from layerwright import theories as theories
     from layerwright.core.data import Data as Data
     from layerwright.core.data import load_data as load_data
     from layerwright.core.errors import UserError as UserError
@@ -52,10 +53,14 @@ _HOMES = {
     "measure": "core.registry",
 }
 
-__all__ = ["__version__", *_HOMES]
+_ROOMS = ("theories",)
+
+__all__ = ["__version__", *_HOMES, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"layerwright.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'layerwright' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"layerwright.{_HOMES[name]}"), name)

@@ -13,7 +13,7 @@ from layerwright.core.errors import UserError
 from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.kernel import Kernels
 from layerwright.maths.kernel_regression import jitter_for, leave_one_out, time_to_learn, training_error
-from layerwright.theories.tower import Act, Dense, Residual, Tower, tower
+from layerwright.theories.towers import Act, Dense, Residual, Tower, tower
 
 _LEFT = 0.01
 _POINTS = 40

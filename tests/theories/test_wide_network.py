@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import layerwright as lw
-from layerwright.theories.tower import Act, Dense, Residual, tower
+from layerwright.theories.towers import Act, Dense, Residual, tower
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from layerwright.core.errors import UserError
-from layerwright.theories.tower import Act, Dense, Dropout, Norm, Residual, Tower, Word, tower
+from layerwright.theories.towers import Act, Dense, Dropout, Norm, Residual, Tower, Word, tower
 
 X = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 BLOCK = [Act("relu"), Dense(2.0)]
