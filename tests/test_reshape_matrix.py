@@ -44,7 +44,7 @@ def climbs(name: str, kind: str, until: str) -> None:
             assert number["error"] <= 1e-5 * max(1.0, number.get("scale", 1.0))
 
 
-@pytest.mark.parametrize("name, kind", thinned(3, MODELS, PLANS))
+@pytest.mark.parametrize("name, kind", thinned(6, MODELS, PLANS))
 def test_rungs_1_to_3(name: str, kind: str) -> None:
     climbs(name, kind, "decode")
 

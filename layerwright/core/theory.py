@@ -31,16 +31,19 @@ class Picture:
     """Lines to be drawn.
 
     Attributes:
-        series: points by the name of their line; a name that starts with `(` is drawn dashed.
+        series: points `(x, y)`, or `(x, y, low, high)` with an interval, by the name of their line; a name that starts
+            with `(` is drawn dashed.
         across: name and unit of the horizontal axis.
         up: name and unit of the vertical axis.
         log: whether the vertical axis is logarithmic.
+        log_across: whether the horizontal one is.
     """
 
-    series: Mapping[str, Sequence[tuple[float, float]]]
+    series: Mapping[str, Sequence[tuple[float, ...]]]
     across: str
     up: str
     log: bool = False
+    log_across: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Prediction:
         if self.picture is None:
             raise UserError(f"{self.theory.get('name', 'this')} draws nothing; save it as .json or .csv")
         p = self.picture
-        return lines(p.series, across=p.across, up=p.up, log=p.log, label=str(self.theory.get("title", "")))
+        label = str(self.theory.get("title", ""))
+        return lines(p.series, across=p.across, up=p.up, log=p.log, log_across=p.log_across, label=label)
 
     def save(self, file: str | Path) -> Path:
         """Write it as its name ends: `.json` (everything), `.csv` (the table) or `.svg` (the picture).

@@ -58,7 +58,7 @@ def write(base: Path, plan: Plan, out: Path, blocks: str | None = None) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name, kind", thinned(3, MODELS, PLANS))
+@pytest.mark.parametrize("name, kind", thinned(5, MODELS, PLANS))
 def test_the_folder_holds_what_memory_would(name: str, kind: str, tmp_path: Path) -> None:
     stack, inputs, base = saved(name, tmp_path)
     plan = Plan(PLANS[kind])

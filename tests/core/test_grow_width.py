@@ -49,7 +49,7 @@ def apart(model: Any, stack: Any, inputs: Any) -> float:
 # Copies
 
 
-@pytest.mark.parametrize("name", thinned(2, [*RMS, *LAYER, "own wrapper"]))
+@pytest.mark.parametrize("name", thinned(3, [*RMS, *LAYER, "own wrapper"]))
 def test_copies_side_by_side_change_nothing(name: str) -> None:
     model, stack, inputs, edit = grown(name)
     assert edit.order == (0, 1, 2)

@@ -68,7 +68,7 @@ def assert_equal(
     return found, {name: times for name, times in reads.items() if name not in buffers}
 
 
-@pytest.mark.parametrize("name", thinned(2, [name for name in ZOO if name not in LIVE]))
+@pytest.mark.parametrize("name", thinned(3, [name for name in ZOO if name not in LIVE]))
 def test_every_architecture(name: str, tmp_path: Path) -> None:
     model, inputs, expected = ZOO[name]()
     saving = {"max_shard_size": "6KB"} if name in SHARDED else {}
