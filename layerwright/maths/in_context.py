@@ -49,6 +49,55 @@ def contexts(xs: Tensor, ys: Tensor) -> Contexts:
         >>> found.values.flatten().tolist(), found.parts.flatten().tolist()
         ([4.0, 5.0], [8.0, 27.0])
     """
+    before, target, query = _checked(xs, ys)
+    squares = (before.unsqueeze(-1) * before.unsqueeze(-2)).cumsum(1)
+    products = (before * target.unsqueeze(-1)).cumsum(1)
+    return _decomposed(squares, products, query[:, 1:])
+
+
+def whole_context(xs: Tensor, ys: Tensor) -> Contexts:
+    """The last point of each sequence with all points before it: the last of `contexts`, T = 1.
+
+    Args:
+        xs: `[N, T + 1, d]`.
+        ys: `[N, T + 1]`; the last one is not used.
+
+    Raises:
+        ValueError: as of `contexts`.
+
+    Example:
+        >>> found = whole_context(torch.tensor([[[2.0], [1.0], [3.0]]]), torch.tensor([[4.0, 1.0, 0.0]]))
+        >>> found.values.flatten().tolist(), found.parts.flatten().tolist()
+        ([5.0], [27.0])
+    """
+    before, target, query = _checked(xs, ys)
+    products = (before.mT @ target.unsqueeze(-1)).mT
+    return _decomposed((before.mT @ before).unsqueeze(1), products, query[:, -1:])
+
+
+def weights_in_context(xs: Tensor, ys: Tensor) -> Contexts:
+    """All points as one context, asked along each eigenvector of S: predictions are the weights w in that basis, T = d.
+
+    Args:
+        xs: `[N, points, d]`.
+        ys: `[N, points]`.
+
+    Raises:
+        ValueError: as of `contexts`.
+
+    Example:
+        >>> found = weights_in_context(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[4.0, 3.0]]))
+        >>> least_squares(found).abs()  # y = 2 x_1 + 3 x_2, and the smaller eigenvalue comes first
+        tensor([[3., 2.]], dtype=torch.float64)
+    """
+    _, _, points = _checked(xs, ys)
+    values, vectors = _eigen(points.mT @ points)
+    products = (vectors.mT @ points.mT @ ys.double().unsqueeze(-1)).squeeze(-1)
+    return Contexts(values.unsqueeze(1).expand(-1, xs.shape[-1], -1), products.diag_embed())
+
+
+def _checked(xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All points but the last, their targets, and all points, float64."""
     if xs.ndim != 3 or ys.shape != xs.shape[:2] or xs.shape[1] < 2:
         raise ValueError(
             f"got points of shape {tuple(xs.shape)} and targets of shape {tuple(ys.shape)}; expected "
@@ -56,13 +105,20 @@ def contexts(xs: Tensor, ys: Tensor) -> Contexts:
         )
     if not (xs.isfinite().all() and ys.isfinite().all()):
         raise ValueError("got points or targets with NaN or infinite numbers; leave those sequences out")
-    before, target, query = xs[:, :-1].double(), ys[:, :-1].double(), xs[:, 1:].double()
-    squares = (before.unsqueeze(-1) * before.unsqueeze(-2)).cumsum(1)
-    products = (before * target.unsqueeze(-1)).cumsum(1)
-    values, vectors = torch.linalg.eigh(squares)
-    values = torch.where(values > _RANK * values.amax(-1, keepdim=True), values, torch.zeros_like(values))
+    points = xs.double()
+    return points[:, :-1], ys[:, :-1].double(), points
+
+
+def _decomposed(squares: Tensor, products: Tensor, query: Tensor) -> Contexts:
+    """S `[N, T, d, d]`, Xᵀy and x `[N, T, d]` in the eigenvectors of S."""
+    values, vectors = _eigen(squares)
     query, products = ((vectors.mT @ x.unsqueeze(-1)).squeeze(-1) for x in (query, products))
     return Contexts(values, query * products)
+
+
+def _eigen(squares: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(squares)
+    return torch.where(values > _RANK * values.amax(-1, keepdim=True), values, torch.zeros_like(values)), vectors
 
 
 def newton(given: Contexts, iterations: int) -> Tensor:

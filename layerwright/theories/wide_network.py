@@ -13,7 +13,7 @@ from layerwright.core.errors import UserError
 from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.kernel import Kernels
 from layerwright.maths.kernel_regression import jitter_for, leave_one_out, time_to_learn, training_error
-from layerwright.theories.towers import Act, Dense, Residual, Tower, tower
+from layerwright.theories.wide_data import check_sizes, made, refuse_zeros, remarks, rows_of, targets_of, tower_of
 
 _LEFT = 0.01
 _POINTS = 40
@@ -74,21 +74,18 @@ def wide_network(
 
     Reference: arXiv 1806.07572.
     """
-    if not all(isinstance(n, int) and n >= 1 for n in (depth, samples, dimension)):
-        raise UserError(
-            f"got depth={depth}, samples={samples}, dimension={dimension}; expected whole numbers from 1 on"
-        )
-    made = inputs is None
-    if made and targets is not None:
+    check_sizes(depth, samples, dimension)
+    if inputs is None and targets is not None:
         raise UserError("got targets without inputs; expected both, or neither")
-    x, y = _made(samples, dimension) if made else (_real(inputs, "inputs"), None)
-    if x.ndim != 2 or not x.size:
-        raise UserError(f"got inputs {x.shape}; expected rows and columns, [N, d]")
+    x, y = made(samples, dimension) if inputs is None else (rows_of(inputs, "inputs"), None)
     if targets is not None:
-        y = _targets(_real(targets, "targets"), len(x))
-    network = _tower(activation, depth, weight_variance, bias_variance, residual)
+        y = targets_of(targets, "targets", len(x))
+    elif samples == 1:
+        y = None
+    y = None if y is None else _centred(y)
+    network = tower_of(activation, depth, weight_variance, bias_variance, residual)
     found = _facts(network.kernel(torch.from_numpy(x)))
-    notes = _notes(x) + (["inputs and targets are made"] if made else [])
+    notes = remarks(x) + (["inputs and targets are made"] if inputs is None else [])
     rows = list(found.rows)
     if y is not None:
         rows += _learning(found, y, notes)
@@ -104,24 +101,11 @@ class _Found(NamedTuple):
     rows: list[Row]
 
 
-def _tower(
-    activation: str | Callable[..., torch.Tensor], depth: int, weight: float, bias: float, residual: float | None
-) -> Tower:
-    phi, layer = Act(activation), Dense(weight, bias)
-    if residual is None:
-        return tower([*(word for _ in range(depth) for word in (layer, phi)), Dense()])
-    return tower([layer, *(Residual([phi, layer], residual) for _ in range(depth)), Dense()])
-
-
 def _facts(k: Kernels) -> _Found:
     n = len(k.q1)
     values, vectors = np.linalg.eigh(k.ntk.numpy() / n)
     values, vectors = values[::-1].clip(0.0), vectors[:, ::-1]
-    if not values[0] > 0:
-        raise UserError(
-            "got a kernel of zeros: every input is a zero vector or the signal dies; leave those rows out, or take "
-            "larger variances"
-        )
+    refuse_zeros(float(values[0]))
     singular = jitter_for(values) > 0
     rows: list[Row] = [
         ("samples", n, "sample", "N"),
@@ -176,37 +160,8 @@ def _picture(found: _Found, y: np.ndarray | None) -> Picture | None:
     return Picture({"training": line}, across="log₁₀ of learning rate times steps", up="share of the error left (1)")
 
 
-def _made(samples: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points on a sphere of radius √d, and targets with a linear and a quadratic part."""
-    x = np.random.default_rng(0).standard_normal((samples, dimension))
-    x *= math.sqrt(dimension) / np.linalg.norm(x, axis=1, keepdims=True)
-    return x, (y := (x[:, 0] + x[:, 0] * x[:, -1])[:, None]) - y.mean()
-
-
-def _real(given: object, name: str) -> np.ndarray:
-    found = np.asarray(given)
-    if found.dtype.kind not in "biuf":
-        raise UserError(f"got {name} of type {found.dtype}; expected real numbers")
-    if not np.isfinite(found).all():
-        raise UserError(f"got {name} that are NaN or infinite; expected finite numbers: leave those rows out")
-    return np.ascontiguousarray(found, dtype=float)
-
-
-def _targets(y: np.ndarray, n: int) -> np.ndarray:
-    """`[N, C]`, their mean taken off."""
-    y = y[:, None] if y.ndim == 1 else y
-    if y.ndim != 2 or len(y) != n or not y.size:
-        raise UserError(f"got targets {y.shape} for {n} inputs; expected one row, or one number, for each input")
+def _centred(y: np.ndarray) -> np.ndarray:
     y = y - y.mean(0)
     if not y.any():
         raise UserError("got targets that are the same for all inputs; expected some that vary, or leave them out")
     return y
-
-
-def _notes(x: np.ndarray) -> list[str]:
-    notes = []
-    if zeros := int((~x.any(1)).sum()):
-        notes.append(f"{zeros} of {len(x)} inputs are zero vectors")
-    if twins := len(x) - len(np.unique(x, axis=0)):
-        notes.append(f"{twins} of {len(x)} inputs stand there more than once: the kernels are singular")
-    return notes

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerwright.maths.in_context import contexts, error_similarity, gradient_descent, least_squares, newton
+from layerwright.maths.in_context import (
+    contexts,
+    error_similarity,
+    gradient_descent,
+    least_squares,
+    newton,
+    weights_in_context,
+    whole_context,
+)
 
 
 def data(count: int = 3, points: int = 9, d: int = 3, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -145,3 +153,22 @@ def test_bad_input_is_named() -> None:
         contexts(xs, ys.where(ys != ys[0, 0], torch.nan))
     with pytest.raises(ValueError, match="needs one below"):
         gradient_descent(contexts(xs, ys), [3], 1.0)
+
+
+def test_a_whole_context_is_the_last_of_all_contexts() -> None:
+    xs, ys = data(d=4)
+    one, all_of_them = whole_context(xs, ys), contexts(xs, ys)
+    torch.testing.assert_close(one.values, all_of_them.values[:, -1:])
+    torch.testing.assert_close(newton(one, 3), newton(all_of_them, 3)[..., -1:])
+
+
+def test_weights_in_context_are_those_of_loops_over_matrices() -> None:
+    xs, ys = data(points=6)
+    given = weights_in_context(xs, ys)
+    for x, y, found in zip(xs, ys, gradient_descent(given, [7], 0.02)[0]):
+        axes = torch.linalg.eigh(x.T @ x).eigenvectors
+        expected = [naive_descent(x, y, axis, 7, 0.02) for axis in axes.T]
+        assert found.abs().tolist() == pytest.approx([abs(e) for e in expected], rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(
+        least_squares(given).norm(dim=-1), torch.linalg.lstsq(xs, ys[..., None])[0].norm(dim=1)[:, 0]
+    )

@@ -105,6 +105,7 @@ def test_one_sample_has_a_kernel() -> None:
     assert math.isnan(found["output_correlation"])
     assert found["condition_number"] == 1
     assert found["largest_eigenvalue"] == pytest.approx(3 * 12.5)
+    assert "left_out_error" not in set(lw.predict("wide_network", samples=1).table["quantity"])
 
 
 def test_whole_numbers_are_read(data: tuple[np.ndarray, np.ndarray]) -> None:
