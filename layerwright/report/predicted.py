@@ -25,4 +25,4 @@ def prediction(found: Prediction, console: Console | None = None) -> None:
 
 
 def _written(x: Any) -> str:
-    return f"{x:.9g}" if isinstance(x, float) else str(x)
+    return f"{x:.6g}" if isinstance(x, float) else str(x)

@@ -62,6 +62,8 @@ _SCALARS = (
     ("effective_depth", "effective depth"),
     ("first_order_agreement", "first-order estimate of skips"),
 )
+# Letters that the first column of a table keeps in one line.
+_FIRST = 36
 
 
 def show(survey: Survey, console: Console | None = None, folder: Path | None = None) -> None:
@@ -218,12 +220,14 @@ def _large(n: int) -> str:
 
 
 def rows(heading: Sequence[str], content: Iterable[Sequence[Any]], console: Console | None = None) -> None:
-    """Print a plain table."""
+    """Print a plain table; where it is too wide, the names in its first column are the last to be broken."""
+    written = [["" if cell is None else str(cell) for cell in row] for row in content]
+    first = max((len(row[0]) for row in written if row), default=0)
     grid = Table(box=None, pad_edge=False, header_style="bold", show_header=any(heading))
-    for name in heading:
-        grid.add_column(name, overflow="fold")
-    for row in content:
-        grid.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
+    for k, name in enumerate(heading):
+        grid.add_column(name, overflow="fold", min_width=None if k else min(first, _FIRST))
+    for row in written:
+        grid.add_row(*map(Text, row))
     (console or Console(highlight=False)).print(grid)
 
 
