@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from layerwright.maths.kernel_regression import jitter_for
+from layerwright.maths.kernel_regression import jitter_for, rounding
 
 
 class Training(NamedTuple):
@@ -70,7 +70,7 @@ def decompose(nngp: np.ndarray, ntk: np.ndarray, targets: np.ndarray) -> Trainin
     if not (nngp.shape == ntk.shape == (n, n) and targets.ndim == 2):
         raise ValueError(f"got kernels {nngp.shape}, {ntk.shape} and targets {targets.shape}; expected [N, N], [N, C]")
     values, vectors = np.linalg.eigh(ntk / n)
-    values[values <= n * np.finfo(float).eps * values[-1]] = 0.0
+    values[values <= rounding(values)] = 0.0
     return Training(values, vectors, vectors.T @ nngp @ vectors, vectors.T @ targets)
 
 

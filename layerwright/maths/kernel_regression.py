@@ -6,9 +6,6 @@ import math
 
 import numpy as np
 
-# Eigenvalues below this share of the largest, times their number, are rounding.
-_EPS = float(np.finfo(float).eps)
-
 
 def training_error(eigenvalues: np.ndarray, along: np.ndarray, times: np.ndarray) -> np.ndarray:
     """Mean squared error left after training by gradient flow on Σ (f − y)² / 2N, from f = 0.
@@ -77,6 +74,16 @@ def leave_one_out(kernel: np.ndarray, targets: np.ndarray, jitter: float = 0.0) 
     return np.asarray((inverse @ targets) / inverse.diagonal()[:, None])
 
 
+def rounding(eigenvalues: np.ndarray) -> float:
+    """Up to which eigenvalues of a kernel are rounding: their number times the largest, times 2⁻⁵².
+
+    Example:
+        >>> rounding(np.array([1.0, 2.0])) == 2**-50
+        True
+    """
+    return len(eigenvalues) * float(np.finfo(float).eps) * float(eigenvalues.max())
+
+
 def jitter_for(eigenvalues: np.ndarray) -> float:
     """What a kernel of these eigenvalues needs on its diagonal to be inverted: 0 where it is regular.
 
@@ -84,5 +91,4 @@ def jitter_for(eigenvalues: np.ndarray) -> float:
         >>> jitter_for(np.array([1.0, 2.0])), jitter_for(np.array([0.0, 2.0]))
         (0.0, 2e-10)
     """
-    top = float(eigenvalues.max())
-    return 0.0 if eigenvalues.min() > len(eigenvalues) * _EPS * top else 1e-10 * top
+    return 0.0 if eigenvalues.min() > rounding(eigenvalues) else 1e-10 * float(eigenvalues.max())

@@ -1,8 +1,8 @@
 """How far networks of a finite width are from the infinitely wide one: how much they differ from draw to draw.
 
-Of a layer of n units with mean square m, K = E m is what infinite width keeps. What a width adds is the covariance V/n of
-two units' squares, the four-point vertex: over K² it is the share by which m differs from network to network beyond
-what n independent Gaussians would. It grows by ν/n a layer at criticality, so that depth over width decides.
+Of a layer of n units with mean square m, K = E m is what infinite width keeps. What a width adds is the covariance V/n
+of two units' squares, the four-point vertex: over K² it is by how much m differs from network to network, relative to
+its mean, beyond n independent Gaussians. It grows by ν/n a layer at criticality: depth over width decides.
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def _next(phi: Activation, block: Block, z: Tensor, generator: torch.Generator) 
     if block.inner is not None:
         read = z.square().mean(1, keepdim=True).sqrt() * _normal(len(z), round(block.inner * z.shape[1]), generator)
     variance = block.weight * phi.function(read).square().mean(1, keepdim=True) + block.bias
-    return block.skip * z + variance.sqrt() * _normal(*z.shape, generator)
+    return block.skip * z + variance.sqrt() * _normal(len(z), z.shape[1], generator)
 
 
 def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

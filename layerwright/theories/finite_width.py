@@ -13,7 +13,6 @@ from layerwright.maths.activation import Activation
 from layerwright.maths.activation import activation as activation_of
 from layerwright.maths.criticality import Critical, critical
 from layerwright.maths.width_fluctuations import (
-    Block,
     Drawn,
     best_depth_over_width,
     critical_block,

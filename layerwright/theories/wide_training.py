@@ -223,9 +223,8 @@ def _picture(found: _Found, answers: np.ndarray | None, rate: float | None, mome
     if answers is not None:
         new = [dynamics.outputs(found.training, state, found.points) for state in states]
         curves["queries"] = [squared_error(_less(gaussian, answers)) for gaussian in new]
-    lines = {name: [mean for mean, _ in curve] for name, curve in curves.items()}
-    banded = list(curves.values())[-1]
-    lines["(+ deviation)"] = [mean + deviation for mean, deviation in banded]
-    lines["(− deviation)"] = [max(mean - deviation, 0.0) for mean, deviation in banded]
-    series = {name: [(math.log10(t), e) for t, e in zip(grid, line)] for name, line in lines.items()}
-    return Picture(series, across="log₁₀ of learning rate times steps", up="squared error (1)")
+    series = {
+        name: [(t, mean, max(mean - spread, 0.0), mean + spread) for t, (mean, spread) in zip(grid.tolist(), curve)]
+        for name, curve in curves.items()
+    }
+    return Picture(series, across="learning rate times steps", up="squared error ± deviation (1)", log_across=True)

@@ -42,7 +42,9 @@ def test_without_a_stream_the_recursion_is_the_papers(name: str, weight: float, 
     torch.testing.assert_close(ours[1], theirs.excess)
 
 
-@pytest.mark.parametrize("name, square, fourth", [("relu", 0.5, 0.5), ("linear", 1.0, 1.0), ("leaky_relu:0.5", 0.625, 0.53125)])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, square, fourth", [("relu", 0.5, 0.5), ("linear", 1.0, 1.0), ("leaky_relu:0.5", 0.625, 0.53125)]
+)
 @pytest.mark.parametrize("gamma", [0.3, 0.9**0.5])
 def test_what_memory_adds_apart_the_growth_on_a_stream_is_the_papers(
     name: str, square: float, fourth: float, gamma: float

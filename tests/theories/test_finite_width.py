@@ -56,7 +56,8 @@ def test_a_deep_and_narrow_network_is_told_so() -> None:
         ({"activation": "sigmoid"}, "sigmoid has no critical point"), ({"activation": "rellu"}, "nearest: 'relu'"),
         ({"width": 1}, "width=1"), ({"depth": 1.5}, "depth=1.5"), ({"outputs": 0}, "outputs=0"),
         ({"nets": 10}, "nets=10; expected a whole number from 40"), ({"skip": 1.0}, "from 0 to below 1"),
-        ({"skip": math.nan}, "skip=nan"), ({"inner": 0}, "inner=0"), ({"inner": 0.001, "width": 4}, "at least one unit"),
+        ({"skip": math.nan}, "skip=nan"), ({"inner": 0}, "inner=0"),
+        ({"inner": 0.001, "width": 4}, "at least one unit"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(options: dict, words: str) -> None:
