@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` do
     from layerwright.verbs import train as train
     from layerwright.verbs import verify as verify
     from layerwright.verbs.callback import Callback as Callback
+    from layerwright.verbs.propagating import signal_propagation as signal_propagation
     from layerwright.verbs.watching import watch as watch
 
 _HOMES = {
@@ -41,6 +42,7 @@ _HOMES = {
     "train": "verbs",
     "watch": "verbs.watching",
     "Callback": "verbs.callback",
+    "signal_propagation": "verbs.propagating",
     "Reshaped": "core.reshape",
     "planner": "core.planner",
     "Survey": "core.survey",

@@ -98,14 +98,14 @@ def test_options_reach_the_library(tiny_folder, text_file, capsys, monkeypatch: 
         capsys, "survey", "demo", "--text", text_file, "--skip", "a", "b", "--set", "logit_lens.tokens=64",
         "x.y=[1, 2]", "--set", "x.z=no", "--blocks", "model.layers", "--device", "cuda", "--dtype", "float16",
         "--max-tokens", "99", "--length", "33", "--tier", "deep", "--trust-remote-code", "--json",
-        "--stream", "always", "--jobs", "2", "--against", "b",
+        "--stream", "always", "--jobs", "2", "--against", "b", "--theory",
     )  # fmt: skip
     assert seen == {
         "model": "demo", "data": str(text_file), "tier": "deep", "only": [], "skip": ["a", "b"],
         "blocks": "model.layers", "options": {"logit_lens": {"tokens": 64}, "x": {"y": [1, 2], "z": False}},
         "device": "cuda", "dtype": "float16", "max_tokens": 99, "length": 33, "seed": 0,
         "trust_remote_code": True, "progress": False, "stream": "always", "jobs": "2", "against": "b",
-        "against_data": None, "out": None, "say": say,
+        "against_data": None, "theory": True, "out": None, "say": say,
     }  # fmt: skip
 
 

@@ -59,6 +59,7 @@ def survey(
     against_text: Annotated[
         str | None, typer.Option(metavar="FILE|DIR", help="Other text, for the same model or the other.")
     ] = None,
+    theory: Annotated[bool, typer.Option("--theory", help="What theory predicts, beside what is measured.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write survey.json, tables and report.html.")] = None,
     device: Annotated[str, typer.Option(metavar="D", help="Where to compute.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(metavar="T", help="Of the weights; default the checkpoint's.")] = None,
@@ -95,6 +96,7 @@ def survey(
         jobs=jobs,
         against=against,
         against_data=against_text,
+        theory=theory,
         out=out,
         progress=sys.stderr.isatty(),
         say=say,

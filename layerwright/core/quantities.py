@@ -54,6 +54,9 @@ QUANTITIES: dict[str, Quantity] = {
     "gauss_newton": Quantity("curvature", "n x n", "its part from the curvature of the loss by the logits"),
     "probe": Quantity("jacobian", "[B, T, d]", "a standard normal vector at a block's output, zero on padding"),
     "pullback": Quantity("jacobian", "[B, T, d]", "the transposed Jacobian of the block applied to `probe`"),
+    "branches": Quantity("expansion", "L x ([B, T, d] -> [B, T, d])", "what each block adds to a state, as a function"),
+    "bottom": Quantity("expansion", "[B, T, d]", "the stream before the first block"),
+    "top": Quantity("expansion", "[B, T, d]", "the stream after the last block"),
     "features": Quantity("collection", "[L + 1, n, d]", "every state at the collected places, tokens or sequences"),
     "sequences": Quantity("collection", "[n]", "number of the sequence of each of these places"),
     "positions": Quantity("collection", "[n]", "position in the sequence"),
@@ -75,7 +78,7 @@ QUANTITIES: dict[str, Quantity] = {
 # `skipped_update` is a skip measure, beside `gradient` a gradient measure.
 SCOPES = (
     "block", "point", "tower", "lens", "attention", "hidden", "skip", "skip_output", "gradient", "matrix",
-    "matrix_pair", "jacobian", "weight", "curvature", "collection", "pair", "table",
+    "matrix_pair", "jacobian", "expansion", "weight", "curvature", "collection", "pair", "table",
 )  # fmt: skip
 
 # What the recorder puts into the leading columns of a scope's tables.
@@ -90,6 +93,7 @@ INDEX: dict[str, tuple[str, ...]] = {
     "matrix": ("block", "matrix"),
     "matrix_pair": ("block", "matrix", "beside"),
     "jacobian": ("block",),
+    "expansion": (),
     "attention": ("block",),
     "hidden": ("block",),
     "weight": ("block", "matrix"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from layerwright.core import backward, collection, curvature, inside
+from layerwright.core import backward, collection, curvature, expansion, inside
 from layerwright.core.backward import BackwardPass
 from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
@@ -217,7 +217,8 @@ class _Recorder:
     def _deep(self) -> bool:
         """Whether any measure needs blocks to be called again."""
         lens = self.desk.wants("lens") and self.stack.head is not None and not self.stack.tokenwise
-        return lens or self.desk.wants("skip", "skip_output", *backward.SCOPES, *collection.SCOPES, *inside.SCOPES)
+        walks = (*backward.SCOPES, *collection.SCOPES, *inside.SCOPES, expansion.SCOPE)
+        return lens or self.desk.wants("skip", "skip_output", *walks)
 
     def _keeps(self, batch: Batch) -> bool:
         """Whether the states of a batch are held for the walks after the forward pass."""
@@ -250,6 +251,8 @@ class _Recorder:
             SkipPass(self.stack, self.desk, part, replay, self.seed).run(self._step("skips", part))
         if self.desk.wants(*inside.SCOPES):
             inside.InsidePass(self.stack, self.desk, part, replay, self.finder).run(self._step("inside", part))
+        if self.desk.wants(expansion.SCOPE):
+            self.out.notes += expansion.give_expansion(self.stack, self.desk, part, replay)
         if self.desk.wants(*backward.SCOPES):
             downs = BackwardPass(self.stack, self.desk, part, replay, self.seed, self.waiting)
             downs.run(self._step("gradients", part))

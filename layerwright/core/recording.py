@@ -129,7 +129,7 @@ class _Tables:
                 continue
             result = self.desk.reducers[m.name].finish()
             if not result.keys:
-                self.out.notes.append(f"{m.name} could not be measured: {self._reason(m)}")
+                self._unmeasured(m)
                 continue
             reduced[m.name] = result
             single = m.scope in ("weight", "curvature")  # one number a row, of no sequence
@@ -144,6 +144,12 @@ class _Tables:
             if numbers and m.scope != "curvature":
                 frame = frame.sort_values(numbers, kind="stable", ignore_index=True)
             self.out.tables[m.name] = frame
+
+    def _unmeasured(self, m: Measure) -> None:
+        """Say why, where the pass has not; parts of a survey may have said it several times."""
+        start = f"{m.name} could not be measured: "
+        said = dict.fromkeys(note for note in self.out.notes if note.startswith(start)) or [start + self._reason(m)]
+        self.out.notes[:] = [note for note in self.out.notes if note not in said] + [*said]
 
     def _derived(self, m: Measure, reduced: dict[str, Reduced]) -> None:
         if any(need not in reduced for need in m.needs):
@@ -179,6 +185,8 @@ class _Tables:
             return "the model gives no logits for the tokens of these blocks"
         if m.scope in OF_LOSS:
             return "the data holds no labels for this model's output"
+        if m.scope == "expansion":
+            return "it needs the whole model at once, not block by block"
         if m.scope == "curvature":
             return "it needs the whole model in one process, not block by block and not in jobs"
         if m.scope in SCOPES_INSIDE:

@@ -39,6 +39,7 @@ SECTIONS = (
         "Representations",
         "What is known where: classes, concepts, and how states of layers map to each other.",
     ),
+    ("theory", "Theory", "What theory predicts of the network as it is drawn at random, beside what was measured."),
     ("weights", "Weights", "What can be read off the weight matrices without any data."),
     ("other", "Other measures", "Measures without a section of their own."),
 )
@@ -59,6 +60,9 @@ LOOKS = {
     "stream_growth": Look(
         "stream", "How fast the stream grows",
         "The growth of one block, and of the whole tower from its first state to its last."),
+    "residual_expansion": Look(
+        "stream", "How much of the tower is paths through one block, two, three",
+        "Energy of each order over that of all the tower adds, and how much the orders up to it explain together."),
     "block_influence": Look(
         "angles", "How far each block turns the stream",
         "One minus the cosine between a block's input and its output: near zero, the direction stays as it was."),
@@ -137,6 +141,13 @@ LOOKS = {
     "linear_maps": Look(
         "representations", "How well a linear map takes one layer to another",
         "Error on held-out sequences over that of the mean: 0 is a perfect map, 1 none.", wide=True),
+    "signal_propagation": Look(
+        "theory", "How signals and gradients go through the layers",
+        "Mean square of the units, cosine between inputs, squared gradient; intervals are over the layer's units.",
+        wide=True),
+    "independent_branches": Look(
+        "theory", "How large the stream would be if blocks were independent",
+        "Above the prediction, blocks write along what is there; below it, they take from it."),
     "weight_spectrum": Look(
         "weights", "How many directions each weight matrix uses, and how large it is",
         "One line for each matrix; a matrix of low rank acts on few directions of its input.", wide=True),

@@ -74,10 +74,13 @@ def show(survey: Survey, console: Console | None = None, folder: Path | None = N
         console: where to print; standard output unless given.
         folder: where its files were written, if they were.
     """
+    from layerwright.report.predicted import beside
+
     console = console or Console(highlight=False)
     console.print(*_heading(survey), sep="\n")
     console.print(_blocks(survey), *_legend(survey), *_scalars(survey), sep="\n")
     console.print()
+    beside(survey, console)
     for finding in survey.findings:
         _print_finding(console, finding)
     if not survey.findings:

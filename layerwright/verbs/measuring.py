@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from layerwright.core.survey import Survey
 
+# What theory says of the stream where it knows no more of the model.
+INDEPENDENT = "independent_branches"
+
 
 def survey(
     model: str | Path | nn.Module,
@@ -35,6 +38,7 @@ def survey(
     jobs: str | int | None = None,
     against: str | Path | nn.Module | None = None,
     against_data: Any = None,
+    theory: bool = False,
     out: str | Path | None = None,
     progress: bool = False,
     say: Callable[[str], None] = lambda line: None,
@@ -64,6 +68,8 @@ def survey(
             `auto` (one a core), `ray` or `ray://HOST:PORT`. The numbers are the same, bit for bit, wherever jobs run.
         against: another model to survey on the same data; `result.against` is its survey, `result.comparison` both.
         against_data: other data to survey the model on (or the other model): slow answers against fast ones, say.
+        theory: hold theory beside the measurements: `signal_propagation` where the model is a tower that it knows, else
+            the size of the stream from `independent_branches`, and a note says why.
         out: folder to save the result in. A survey block by block, or by jobs, that was stopped goes on from there.
         progress: show progress bars.
         say: called with a line that a user should read before the work is done, as the budget of a walk.
@@ -79,10 +85,13 @@ def survey(
     from layerwright.core.compare import differences
     from layerwright.core.ranks import Ranks
     from layerwright.core.registry import choose
+    from layerwright.core.registry import find as find_measure
 
     del measures  # importing the package registers every measure
     start, two = time.perf_counter(), against is not None or against_data is not None
-    chosen = choose(tier, only, skip)
+    chosen = choose(tier, only, skip := [*skip])
+    if theory and INDEPENDENT not in [*skip, *(m.name for m in chosen)]:
+        chosen.append(find_measure(INDEPENDENT))
     options = _checked(options or {}, chosen, seed)
     leads = Ranks.of(model).leads and Ranks.of(against).leads
     folder = Path(out) if out is not None and leads else None
@@ -107,6 +116,12 @@ def survey(
         result.against = _surveyed(found["against"], settings)
         one, other = (found[name].recording.reduced for name in ("model", "against"))
         result.differences = differences(one, other, seed)
+    if theory:
+        from layerwright.verbs.propagating import beside
+
+        for name, surveyed in (("model", result), ("against", result.against)):
+            if surveyed is not None:
+                beside(surveyed, found[name].stack, found[name].data.batches[0], seed)
     if folder is not None:
         result.save(folder)
         engine.tidy(folder)
