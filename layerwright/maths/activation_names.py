@@ -13,6 +13,7 @@ from torch.nn import functional
 from layerwright.maths import duals
 from layerwright.maths.arc_cosine import ClosedForm, hermite, homogeneous
 from layerwright.maths.hermite import Function
+from layerwright.maths.optimal_activation import optimal
 
 # Closed forms that a callable is held against, without a parameter.
 RECOGNISED: dict[str, Callable[..., ClosedForm]] = {
@@ -21,7 +22,8 @@ RECOGNISED: dict[str, Callable[..., ClosedForm]] = {
     "sin": lambda frequency=1.0: duals.sine(frequency),
     "cos": lambda frequency=1.0: duals.cosine(frequency),
 }
-_CLOSED: dict[str, Callable[..., ClosedForm]] = {
+# Those that may take a parameter, or have a closed form.
+_MADE: dict[str, Callable[..., ClosedForm | Function]] = {
     **RECOGNISED,
     "linear": lambda: homogeneous(1, 1.0, 1.0),
     "relu": lambda: homogeneous(1, 0.0, 1.0),
@@ -34,6 +36,7 @@ _CLOSED: dict[str, Callable[..., ClosedForm]] = {
     "monomial": lambda degree: homogeneous(degree, 1.0, 1.0),
     "hermite": hermite,
     "rbf": lambda gamma=1.0: duals.rbf(gamma),
+    "optimal": optimal,
 }
 _SMOOTH: dict[str, Function] = {
     "tanh": torch.tanh,
@@ -45,7 +48,7 @@ _SMOOTH: dict[str, Function] = {
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
 }
 # Every name that `activation` knows; a parameter follows a colon.
-NAMES = (*_CLOSED, *_SMOOTH)
+NAMES = (*_MADE, *_SMOOTH)
 
 
 def by_name(given: str) -> ClosedForm | Function:
@@ -65,11 +68,12 @@ def by_name(given: str) -> ClosedForm | Function:
     if name in _SMOOTH and not values:
         return _SMOOTH[name]
     try:
-        return _CLOSED[name](*(_finite(value) for value in values))
+        return _MADE[name](*(_finite(value) for value in values))
     except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"got activation {given!r}; expected a slope (leaky_relu:0.1), a frequency (sin:2, cos:2), a gamma ≥ 0 "
-            "(rbf:0.5) or a degree from 0 to 20 (monomial:3, rectified:3, hermite:3); no other name takes a parameter"
+            "(rbf:0.5), a dimension from 0.5 on (optimal:4) or a degree from 0 to 20 (monomial:3, rectified:3, "
+            "hermite:3); no other name takes a parameter"
         ) from None
 
 

@@ -12,6 +12,7 @@ from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.activation import Activation
 from layerwright.maths.activation import activation as activation_of
 from layerwright.maths.criticality import Critical, critical, fluctuation, signal
+from layerwright.maths.width_fluctuations import best_depth_over_width
 
 # Weights this much above and below are drawn beside.
 _OFF = 0.1
@@ -52,7 +53,7 @@ def criticality(
 
     Returns:
         K*, C_W and C_b of the critical point; for the variances given, the fixed point, both χ and depth scales there;
-        ν; and the depth over width that the paper calls optimal, 4 / ((20 + 3 outputs) ν) (recalled, not derived here).
+        ν; and the depth over width that the paper calls optimal (`finite_width` says more).
 
     Raises:
         UserError: an unknown activation, one without a critical point where no C_W is given, or variances, a depth or a
@@ -86,7 +87,7 @@ def criticality(
         *_at_fixed_point(phi, weight_variance, bias, at, float(found.variance[0])),
         ("variance_at_depth", float(found.variance[-1]), "1", f"K after {depth} layers, from {start:g}"),
         ("fluctuation_growth", nu, "1/layer", "ν at the critical point, times 1/width"),
-        ("best_depth_over_width", 4 / ((20 + 3 * outputs) * nu), "1", f"for {outputs} outputs"),
+        ("best_depth_over_width", best_depth_over_width(nu, outputs), "1", f"for {outputs} outputs"),
     ]
     notes = [f"class: {phi.universality.name}"]
     if at is not None and math.isnan(at.variance):

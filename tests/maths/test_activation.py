@@ -328,5 +328,5 @@ def test_an_activation_stands_for_itself() -> None:
 
 def test_every_name_is_an_activation() -> None:
     for name in NAMES:
-        degree = ":2" if name in ("monomial", "rectified", "hermite") else ""
+        degree = ":2" if name in ("monomial", "rectified", "hermite", "optimal") else ""
         assert activation(name + degree).diagonal(1.0) > 0

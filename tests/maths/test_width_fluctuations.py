@@ -76,8 +76,8 @@ def test_an_even_square_has_no_sign_to_remember(name: str) -> None:
 def test_where_the_critical_variance_is_zero_a_third_is_left(name: str) -> None:
     phi, at, block = block_of(name, 0.5**0.5)
     assert growth(phi, block, at).total == pytest.approx(2 / 3 * (1 - 0.5**2), rel=1e-4)
-    excess = expected(phi, block, 0.1, 200)[1]
-    assert float(excess[-1] - excess[-2]) == pytest.approx(0.5, rel=0.01)
+    excess = expected(phi, block, 0.1, 80)[1]
+    assert float(excess[-1] - excess[-2]) == pytest.approx(0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("name, gamma, inner", [("relu", 0.7, None), ("gelu", 0.7, None), ("relu", 0.6, 2.0)])
@@ -161,7 +161,7 @@ def _negentropy(m: int, s: float) -> float:
 
 
 def test_what_explodes_ends_the_line() -> None:
-    k, excess = expected(activation("relu"), Block(6.0), 1.0, 200)
-    assert k[:50].isfinite().all()
+    k, excess = expected(activation("relu"), Block(60.0), 1.0, 40)
+    assert k[:30].isfinite().all()
     assert k[-1].isnan()
     assert excess[-1].isnan()
