@@ -90,13 +90,15 @@ def collapse_perturbation(
             rows += [_row(math.inf, path[0])] if not rows else []
             rows.append(_row(beta, path[-1]) | {"to_first_order": _first_order(rows[0], rate, beta)})
             curves[f"β = {beta:g}"] = [
-                (math.log10(t), _row(beta, at)["variance_ratio"]) for t, at in zip(times[1:], path[1:])
+                (float(t), _row(beta, at)["variance_ratio"]) for t, at in zip(times[1:], path[1:])
             ]
     except ValueError as error:
         raise UserError(str(error)) from None
     table = pd.DataFrame(rows)
     units = dict.fromkeys(table.columns, "1")
-    picture = Picture(dict(list(curves.items())[:_SHOWN]), across="log₁₀ time", up="Tr Σ_W / Tr Σ_B (1)", log=True)
+    picture = Picture(
+        dict(list(curves.items())[:_SHOWN]), across="time", up="Tr Σ_W / Tr Σ_B (1)", log=True, log_across=True
+    )
     return Prediction(table, units, _notes(rate, betas, time), picture)
 
 

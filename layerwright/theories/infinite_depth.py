@@ -227,9 +227,9 @@ class _Answers:
         lines = {name: [self._share(given[name]) for given in by_depth.values()] for name in by_depth[1]}
         if self._truth is not None:
             lines |= {f"({name})": [self._share(answer)] * len(by_depth) for name, answer in self._simple.items()}
-        series = {name: [(math.log10(d), x) for d, x in zip(by_depth, line)] for name, line in lines.items()}
+        series = {name: [(float(d), x) for d, x in zip(by_depth, line)] for name, line in lines.items()}
         up = "accuracy (1)" if self._truth is not None else "agreement with the nearest neighbour (1)"
-        return Picture(series, across="log₁₀ depth", up=up)
+        return Picture(series, across="depth", up=up, log_across=True)
 
     def _share(self, answer: np.ndarray) -> float:
         return float((answer == (self._simple["nearest"] if self._truth is None else self._truth)).mean())

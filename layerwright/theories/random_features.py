@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from layerwright.core.errors import UserError
@@ -91,11 +89,11 @@ def random_features(
         ]
     )  # fmt: skip
     widths = np.geomspace(max(1.0, samples / 10), samples * 10, _POINTS)
-    by_width = [(math.log10(k), risk(values, squares, samples, k, taken, noise).test) for k in widths]
-    tuned = [(math.log10(k), best(samples, k)[1]) for k in widths]
+    by_width = [(float(k), risk(values, squares, samples, k, taken, noise).test) for k in widths]
+    tuned = [(float(k), best(samples, k)[1]) for k in widths]
     picture = Picture(
         {f"ridge {taken:.3g}": by_width, "best ridge of each width": tuned},
-        across="log₁₀ features", up="test error (1)",
+        across="features", up="test error (1)", log_across=True,
     )  # fmt: skip
     notes = [] if ridge is not None else ["the ridge is the best one; give --set ridge=VALUE for another"]
     return Prediction(table, notes=notes, picture=picture)

@@ -263,8 +263,8 @@ def _picture(cuts: list[_Cut]) -> Picture | None:
     series = {}
     for cut in sorted(cuts, key=lambda cut: -len(cut.x))[:_SHOWN]:
         name = cut.name.replace("_exponent", "").replace("_at", " at").replace("_", " ")
-        above = [(math.log10(x), y - cut.law.floor) for x, y in sorted(zip(cut.x, cut.y)) if y > cut.law.floor]
+        above = [(float(x), y - cut.law.floor) for x, y in sorted(zip(cut.x, cut.y)) if y > cut.law.floor]
         # Where data and width limit alike the lines are one: dashes show both.
         if above:
             series[name if cut.along == "data" else f"({name})"] = above
-    return Picture(series, across="log₁₀ size", up="loss above its limit (1)", log=True) if series else None
+    return Picture(series, across="size", up="loss above its limit (1)", log=True, log_across=True) if series else None

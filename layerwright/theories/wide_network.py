@@ -156,8 +156,10 @@ def _picture(found: _Found, y: np.ndarray | None) -> Picture | None:
     along = ((found.vectors.T @ y) ** 2).sum(1)
     times = np.geomspace(0.1, 1e4, _POINTS) / values[0]
     errors = training_error(values, along, times) / (along.sum() / len(along))
-    line = [(math.log10(t), float(error)) for t, error in zip(times, errors)]
-    return Picture({"training": line}, across="log₁₀ of learning rate times steps", up="share of the error left (1)")
+    line = [(float(t), float(error)) for t, error in zip(times, errors)]
+    return Picture(
+        {"training": line}, across="learning rate times steps", up="share of the error left (1)", log_across=True
+    )
 
 
 def _centred(y: np.ndarray) -> np.ndarray:
