@@ -80,7 +80,8 @@ def scaling_regimes(
         >>> found["quantity"][0], round(float(found["value"][0]), 3), found["meaning"][0].split(":")[0]
         ('data_exponent', 1.0, 'variance-limited')
 
-    Reference: arXiv 2102.06701; r beside α is derived from `maths/random_features.py`.
+    Reference: arXiv 2102.06701; the range of a is derived here from the distance D^−1/d of neighbours, and what r does
+    beside α from `maths/random_features.py`.
     """
     if dimension is not None and not 0 < dimension < math.inf:
         raise UserError(f"got dimension={dimension}; expected a number above 0")
