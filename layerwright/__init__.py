@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # for readers and type checkers; at run time `__getattr__` do
     from layerwright.verbs import verify as verify
     from layerwright.verbs.callback import Callback as Callback
     from layerwright.verbs.propagating import signal_propagation as signal_propagation
+    from layerwright.verbs.tangents import tangent_kernel as tangent_kernel
+    from layerwright.verbs.tangents import tangent_operator as tangent_operator
     from layerwright.verbs.watching import watch as watch
 
 _HOMES = {
@@ -41,6 +43,8 @@ _HOMES = {
     "verify": "verbs",
     "train": "verbs",
     "watch": "verbs.watching",
+    "tangent_kernel": "verbs.tangents",
+    "tangent_operator": "verbs.tangents",
     "Callback": "verbs.callback",
     "signal_propagation": "verbs.propagating",
     "Reshaped": "core.reshape",

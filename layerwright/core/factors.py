@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from layerwright.core.anatomy import input_axis
 from layerwright.core.layout import Layout
 from layerwright.maths.gradient import MatrixGradient, input_gram
+from layerwright.maths.patches import patches
 
 
 class FactorWatch:
@@ -139,14 +140,9 @@ def _columns(module: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(module, _ConvNd):
         return x
     assert not isinstance(module.padding, str) or module.padding in ("same", "valid")
-    flat = len(module.kernel_size) == 1
     pad = module._reversed_padding_repeated_twice if module.padding == "same" else _both_sides(module)
-    x = nn.functional.pad(x, pad)
-    x, lift = (x.unsqueeze(-1), (1,)) if flat else (x, ())
-    patches = nn.functional.unfold(
-        x, (*module.kernel_size, *lift), dilation=(*module.dilation, *lift), stride=(*module.stride, *lift)
-    )
-    return patches.mT
+    x, nothing = nn.functional.pad(x, pad), [0] * len(module.kernel_size)
+    return patches(x, module.kernel_size, module.stride, nothing, module.dilation)
 
 
 def _both_sides(module: _ConvNd) -> list[int]:
