@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from layerwright.maths.hermite import Function, hermite_polynomials
 
 Form = Callable[[Tensor, Tensor, Tensor], Tensor]
+Both = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 _MOST = 20
 
 
@@ -30,6 +31,8 @@ class ClosedForm(NamedTuple):
         dual: E φ(u) φ(v).
         dual_derivative: E φ′(u) φ′(v), None where φ jumps.
         degree: k where φ(tx) = tᵏ φ(x) for every t > 0, else None.
+        together: (F, F′) in few passes over many pairs, where that is worth writing: near the diagonal q₁ = c = q₂
+            F′ may keep half of its digits, so that there the caller puts what it knows. None: one after the other.
     """
 
     function: Function
@@ -37,6 +40,20 @@ class ClosedForm(NamedTuple):
     dual: Form
     dual_derivative: Form | None
     degree: int | None = None
+    together: Both | None = None
+
+    def both(self, q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        """F and F′ of an activation that has F′, for many pairs.
+
+        Example:
+            >>> one = torch.tensor([1.0, 1.0], dtype=torch.float64)
+            >>> [x.tolist() for x in homogeneous(1, 0.0, 1.0).both(one, torch.tensor([-1.0, 1.0]).double(), one)]
+            [[0.0, 0.5], [0.0, 0.5]]
+        """
+        if self.together is not None:
+            return self.together(q1, c, q2)
+        assert self.dual_derivative is not None
+        return self.dual(q1, c, q2), self.dual_derivative(q1, c, q2)
 
 
 def determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
@@ -48,6 +65,20 @@ def determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
     """
     s = (q1 * q2).sqrt()
     return ((s - c) * (s + c)).clamp_min(0.0)
+
+
+def quick_determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
+    """`determinant` as a tensor of its own; where rows of variances meet columns of them, in few passes over the pairs.
+
+    It is then 0 on the diagonal to rounding only; elsewhere the rounding of c costs as much.
+
+    Example:
+        >>> quick_determinant(torch.tensor([[4.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([1.0, 1.0]))
+        tensor([[3., 0.]])
+    """
+    if q1.shape == q2.shape:
+        return determinant(q1, c, q2)
+    return torch.addcmul(q1 * q2, c, c, value=-1).clamp_min_(0.0)
 
 
 def angle(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
@@ -92,7 +123,7 @@ def homogeneous(degree: float, negative: float, positive: float) -> ClosedForm:
     def form(k: int, q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
         whole = negative * positive * _moment(k, q1 * q2, c)
         if negative == positive:
-            return whole
+            return whole.expand(torch.broadcast_shapes(q1.shape, c.shape, q2.shape))
         root, theta = _root_and_angle(q1, c, q2)
         half = _moment(k, q1 * q2, c) * (math.pi - theta) + _boundary(k, q1 * q2, c) * root
         return whole + (positive - negative) ** 2 / (2 * math.pi) * half
@@ -103,9 +134,19 @@ def homogeneous(degree: float, negative: float, positive: float) -> ClosedForm:
     def dual_derivative(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
         return order**2 * form(max(order - 1, 0), q1, c, q2)
 
+    def together(q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        root = quick_determinant(q1, c, q2).sqrt_()
+        jump = (positive - negative) ** 2 / (2 * math.pi)
+        half = torch.atan2(root, -c).mul_(jump)  # π − θ
+        value = root.mul_(jump).addcmul_(c, half)
+        both = negative * positive
+        return (value.add_(c, alpha=both), half.add_(both)) if both else (value, half)
+
     if order == 0 and negative != positive:
         return ClosedForm(function, None, dual, None, 0)
-    return ClosedForm(function, lambda x: order * function(x, max(order - 1, 0)), dual, dual_derivative, order)
+    slope = partial(function, k=max(order - 1, 0))
+    quick = together if order == 1 and negative != positive else None
+    return ClosedForm(function, lambda x: order * slope(x), dual, dual_derivative, order, quick)
 
 
 def hermite(degree: float) -> ClosedForm:
@@ -129,7 +170,8 @@ def hermite(degree: float) -> ClosedForm:
         return math.sqrt(order) * deque(hermite_polynomials(x, below + 1), 1).pop()
 
     def form(k: int, q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
-        return _moment(k, (q1 - 1) * (q2 - 1), c) / math.factorial(k)
+        found = _moment(k, (q1 - 1) * (q2 - 1), c) / math.factorial(k)
+        return found.expand(torch.broadcast_shapes(q1.shape, c.shape, q2.shape))
 
     def dual(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
         return form(order, q1, c, q2)
@@ -154,13 +196,21 @@ def _root_and_angle(q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
 
 def _moment(k: int, product: Tensor, c: Tensor) -> Tensor:
     """E uᵏ vᵏ as a polynomial in the product q₁q₂ and c."""
-    return sum((m * product**j * c ** (k - 2 * j) for j, m in enumerate(_moments(k))), torch.zeros_like(product * c))
+    return _polynomial(_moments(k), k, product, c)
 
 
 def _boundary(k: int, product: Tensor, c: Tensor) -> Tensor:
     """B_k of `homogeneous`."""
-    terms = (b * product**j * c ** (k - 1 - 2 * j) for j, b in enumerate(_boundaries(k)))
-    return sum(terms, torch.zeros_like(product * c))
+    return _polynomial(_boundaries(k), k - 1, product, c)
+
+
+def _polynomial(factors: tuple[float, ...], k: int, product: Tensor, c: Tensor) -> Tensor:
+    """Σ_j fⱼ productʲ c^(k−2j), without a shape where it depends on neither."""
+    total = c.new_tensor(0.0)
+    for j, factor in enumerate(factors):
+        powers = [base**n for base, n in ((product, j), (c, k - 2 * j)) if n]
+        total = total + math.prod(powers, start=factor)
+    return total
 
 
 @lru_cache

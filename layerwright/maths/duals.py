@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from layerwright.maths.arc_cosine import ClosedForm, Form, determinant
+from layerwright.maths.arc_cosine import ClosedForm, Form, determinant, quick_determinant
 
 
 def erf() -> ClosedForm:
@@ -32,7 +32,12 @@ def erf() -> ClosedForm:
     def slope(x: Tensor) -> Tensor:
         return 2 / math.sqrt(math.pi) * torch.exp(-x.square())
 
-    return ClosedForm(torch.erf, slope, value, lambda q1, c, q2: 4 / math.pi / root(q1, c, q2))
+    def together(q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        c = 2 * c
+        r = quick_determinant(2 * q1, c, 2 * q2).add_(1 + 2 * q1).add_(2 * q2).sqrt_()
+        return torch.atan2(c, r).mul_(2 / math.pi), r.reciprocal_().mul_(4 / math.pi)
+
+    return ClosedForm(torch.erf, slope, value, lambda q1, c, q2: 4 / math.pi / root(q1, c, q2), together=together)
 
 
 def gelu() -> ClosedForm:
@@ -59,7 +64,17 @@ def gelu() -> ClosedForm:
     def slope(x: Tensor) -> Tensor:
         return torch.special.ndtr(x) + x * torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
 
-    return ClosedForm(functional.gelu, slope, value, derivative)
+    def together(q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
+        e = quick_determinant(q1, c, q2).add_(1 + q1).add_(q2).sqrt_()
+        r, over = (2 * math.pi * (1 + q1)).reciprocal(), (1 + q2).reciprocal()
+        half = torch.atan2(c, e).mul_(1 / (2 * math.pi)).add_(0.25)
+        part = c / e
+        # F = c half + (c part + q₁q₂ e) / 2πp, F′ = half + part (1/e² + (2 + q₁ + q₂)/p) / 2π
+        value = (c * part).addcmul_(e, q1 * q2).mul_(r * over).addcmul_(c, half)
+        inner = e.square_().reciprocal_().mul_(1 / (2 * math.pi)).add_(r).add_(over / (2 * math.pi))
+        return value, half.addcmul_(part, inner)
+
+    return ClosedForm(functional.gelu, slope, value, derivative, together=together)
 
 
 def sine(frequency: float) -> ClosedForm:

@@ -93,7 +93,9 @@ def hermite_coefficients(function: Function, q: Tensor, terms: int, kinks: tuple
         _mean_square(function, part, kinks)
         z, weight = _rule(part, kinks, *_FINE)
         values = weight * _values(function, part, z)
-        return torch.stack([(values * h).sum(-1) for h in hermite_polynomials(z, terms)], -1)
+        if len(z) > 1:
+            return torch.stack([(values * h).sum(-1) for h in hermite_polynomials(z, terms)], -1)
+        return values @ torch.stack(list(hermite_polynomials(z[0], terms)), -1)
 
     return _chunked(coefficients, q, (terms,))
 
@@ -142,12 +144,15 @@ def _values(function: Function, q: Tensor, z: Tensor) -> Tensor:
 
 
 def _rule(q: Tensor, kinks: tuple[float, ...], nodes: int, scale: float) -> tuple[Tensor, Tensor]:
-    """Nodes z and weights of E f(z), z ~ N(0, 1), each `[Q, panels · nodes]`: Gauss-Legendre on panels."""
+    """Nodes z and weights of E f(z), z ~ N(0, 1): Gauss-Legendre on panels.
+
+    Each `[Q, panels · nodes]`, or `[1, …]`, the same for every variance, without kinks beside 0.
+    """
     half = scale * torch.tensor(_PANELS, dtype=torch.float64)
-    edges = torch.cat([-half.flip(0), half[1:]]).expand(len(q), -1)
+    edges = torch.cat([-half.flip(0), half[1:]])[None]
     if inner := [kink for kink in kinks if kink]:
         at = torch.tensor(inner, dtype=torch.float64) / q.sqrt().unsqueeze(-1)
-        edges = torch.cat([edges, at.clamp(edges.min(), edges.max())], -1).sort(-1).values
+        edges = torch.cat([edges.expand(len(q), -1), at.clamp(edges.min(), edges.max())], -1).sort(-1).values
     x, w = _legendre(nodes)
     middle, radius = (edges[:, 1:] + edges[:, :-1]) / 2, edges.diff(dim=-1) / 2
     z = (middle.unsqueeze(-1) + radius.unsqueeze(-1) * x).flatten(-2)

@@ -7,15 +7,16 @@ below over `inputs`. In NTK parametrisation a weight is N(0, 1) times √(C_W / 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from layerwright.maths.activation import Activation
 
-__all__ = ["Kernels", "add", "dense", "dropout", "inputs", "nonlinear", "norm"]
+__all__ = ["Kernels", "Map", "add", "checked", "dense", "dropout", "inputs", "kinds", "nonlinear", "norm"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,24 @@ class Kernels:
     nngp: Tensor
     ntk: Tensor
     same: Tensor
+
+    def averages(self, phi: Activation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """E φ(u)² of the first inputs, of the second, and E φ(u) φ(v) and E φ′(u) φ′(v) of their pairs."""
+        rows, columns = self.q1[:, None], self.q2[None, :]
+        g1, g2 = phi.diagonal(self.q1), phi.diagonal(self.q2)
+        dual = self.where_same(g1, phi.dual(rows, self.nngp, columns))
+        return g1, g2, dual, phi.dual_derivative(rows, self.nngp, columns)
+
+    def where_same(self, exact: Tensor, values: Tensor) -> Tensor:
+        """What is known of each first input, `[N]`, where the inputs are equal, and values `[N, M]` elsewhere."""
+        return torch.where(self.same, exact[:, None], values)
+
+    def itself(self) -> Tensor:
+        """Where an input meets itself: the diagonal, if both sets of inputs are the same rows in the same order."""
+        found = torch.zeros_like(self.same)
+        if self.same.shape[0] == self.same.shape[1] and self.same.diagonal().all():
+            found.fill_diagonal_(True)
+        return found
 
 
 Map = Callable[[Kernels], Kernels]
@@ -61,17 +80,37 @@ def inputs(x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> Kerne
         tensor([[1., 0.],
                 [0., 1.]], dtype=torch.float64)
     """
+    x, y = checked(x, x2)
+    first, second = kinds(x, y)
+    same = first[:, None] == second[None, :]
+    q1, q2 = (rows.square().mean(1) for rows in (x, y))
+    ntk = x.new_zeros((0, len(x), len(y)) if by_layer else (len(x), len(y)))
+    return Kernels(q1, q2, torch.where(same, q1[:, None], x @ y.T / x.shape[1]), ntk, same)
+
+
+def checked(x: Tensor, x2: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Both inputs of `inputs`, in one floating type, or why they cannot be used."""
     x = _floating(x)
     y = x if x2 is None else _floating(x2).to(x.dtype)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in (*x.shape, *y.shape):
         raise ValueError(f"got inputs {tuple(x.shape)} and {tuple(y.shape)}; expected rows, and the same columns")
-    if not (x.isfinite().all() and y.isfinite().all()):
+    if not all(rows.isfinite().all() for rows in ((x,) if y is x else (x, y))):
         raise ValueError("got inputs that are NaN or infinite; expected finite numbers: leave those rows out")
-    _, kind = torch.cat([x, y]).unique(dim=0, return_inverse=True)
-    same = kind[: len(x), None] == kind[None, len(x) :]
-    q1, q2 = (rows.square().mean(1) for rows in (x, y))
-    ntk = x.new_zeros((0, len(x), len(y)) if by_layer else (len(x), len(y)))
-    return Kernels(q1, q2, torch.where(same, q1[:, None], x @ y.T / x.shape[1]), ntk, same)
+    return x, y
+
+
+def kinds(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A number for each row of both, the same where rows are equal.
+
+    Example:
+        >>> kinds(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[2.0, 3.0], [-0.0, 1.0]]))
+        (tensor([0, 1], dtype=torch.int32), tensor([1, 0], dtype=torch.int32))
+    """
+    rows = (x if y is x else torch.cat([x, y])) + 0.0  # −0 is 0
+    raw = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+    _, kind = np.unique(raw.view(np.dtype((np.void, raw.shape[1])))[:, 0], return_inverse=True)
+    found = torch.from_numpy(kind.astype(np.int32)).to(x.device)
+    return (found, found) if y is x else (found[: len(x)], found[len(x) :])
 
 
 def dense(weight_variance: float = 1.0, bias_variance: float = 0.0) -> Map:
@@ -91,10 +130,14 @@ def dense(weight_variance: float = 1.0, bias_variance: float = 0.0) -> Map:
     """
 
     def step(k: Kernels) -> Kernels:
-        q1, q2, nngp = (weight_variance * part + bias_variance for part in (k.q1, k.q2, k.nngp))
-        passed = weight_variance * k.ntk
-        ntk = passed + nngp if k.ntk.ndim == 2 else torch.cat([passed, nngp[None]])
-        return Kernels(q1, q2, nngp, ntk, k.same)
+        q1, q2, nngp = (weight_variance * part for part in (k.q1, k.q2, k.nngp))
+        if bias_variance:
+            q1, q2, nngp = (part.add_(bias_variance) for part in (q1, q2, nngp))
+        if k.ntk.ndim == 2:
+            ntk = torch.add(nngp, k.ntk, alpha=weight_variance)
+        else:
+            ntk = torch.cat([weight_variance * k.ntk, nngp[None]])
+        return replace(k, q1=q1, q2=q2, nngp=nngp, ntk=ntk)
 
     return step
 
@@ -116,10 +159,8 @@ def nonlinear(phi: Activation) -> Map:
     """
 
     def step(k: Kernels) -> Kernels:
-        rows, columns = k.q1[:, None], k.q2[None, :]
-        g1, g2 = phi.diagonal(k.q1), phi.diagonal(k.q2)
-        nngp = torch.where(k.same, g1[:, None], phi.dual(rows, k.nngp, columns))
-        return Kernels(g1, g2, nngp, k.ntk * phi.dual_derivative(rows, k.nngp, columns), k.same)
+        g1, g2, dual, slope = k.averages(phi)
+        return replace(k, q1=g1, q2=g2, nngp=dual, ntk=k.ntk * slope)
 
     return step
 
@@ -139,8 +180,8 @@ def norm(eps: float = 1e-5) -> Map:
 
     def step(k: Kernels) -> Kernels:
         n1, n2 = k.q1 / (k.q1 + eps), k.q2 / (k.q2 + eps)
-        scale = ((k.q1 + eps).sqrt()[:, None] * (k.q2 + eps).sqrt()).reciprocal()
-        return Kernels(n1, n2, torch.where(k.same, n1[:, None], k.nngp * scale), k.ntk * scale, k.same)
+        scale = (k.q1 + eps).rsqrt()[:, None] * (k.q2 + eps).rsqrt()
+        return replace(k, q1=n1, q2=n2, nngp=k.where_same(n1, k.nngp * scale), ntk=k.ntk * scale)
 
     return step
 
@@ -164,11 +205,9 @@ def dropout(keep: float) -> Map:
     def step(k: Kernels) -> Kernels:
         if keep == 1:
             return k
-        itself = torch.zeros_like(k.same)
-        if k.same.shape[0] == k.same.shape[1] and k.same.diagonal().all():
-            itself.fill_diagonal_(True)
-        q1, q2 = k.q1 / keep, k.q2 / keep
-        return Kernels(q1, q2, torch.where(itself, q1[:, None], k.nngp), k.ntk.where(~itself, k.ntk / keep), itself)
+        itself, q1, q2 = k.itself(), k.q1 / keep, k.q2 / keep
+        alone = replace(k, q1=q1, q2=q2, ntk=k.ntk.where(~itself, k.ntk / keep), same=itself)
+        return replace(alone, nngp=alone.where_same(q1, k.nngp))
 
     return step
 
@@ -202,7 +241,8 @@ def add(skip: Kernels, *branches: Kernels, scale: float = 1.0) -> Kernels:
         own = (scale**2 * b.ntk[before:] for b in branches)
         ntk = torch.cat([total(skip.ntk, (b.ntk[:before] for b in branches)), *own])
     # Equal inputs are one no longer where a branch drops other units of each.
-    return Kernels(q1, q2, nngp, ntk, reduce(torch.logical_and, (b.same for b in branches), skip.same))
+    same = reduce(torch.logical_and, (b.same for b in branches), skip.same)
+    return replace(skip, q1=q1, q2=q2, nngp=nngp, ntk=ntk, same=same)
 
 
 def _floating(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ def target_alignment(kernel: Tensor, targets: Tensor) -> float:
         at most 1, where K = Y Yᵀ, and from 0 on for a kernel without negative eigenvalues; NaN where either is zero.
 
     Example:
+        >>> import torch
         >>> y = torch.tensor([[1.0], [-1.0]])
         >>> [round(target_alignment(k, y), 4) for k in (y @ y.T, torch.eye(2))]
         [1.0, 0.7071]
@@ -41,6 +42,7 @@ def centred_alignment(first: Tensor, second: Tensor) -> float:
         in [0, 1] for kernels without negative eigenvalues; NaN where either is the same for all points.
 
     Example:
+        >>> import torch
         >>> k = torch.diag(torch.tensor([2.0, 1.0, 1.0]))
         >>> round(centred_alignment(k, 3 * k + 1), 6)
         1.0

@@ -7,9 +7,13 @@ import pkgutil
 
 from layerwright.theories.towers import tower as tower
 from layerwright.theories.words import Act as Act
+from layerwright.theories.words import Attention as Attention
+from layerwright.theories.words import Conv as Conv
 from layerwright.theories.words import Dense as Dense
 from layerwright.theories.words import Dropout as Dropout
+from layerwright.theories.words import Flatten as Flatten
 from layerwright.theories.words import Norm as Norm
+from layerwright.theories.words import Pool as Pool
 from layerwright.theories.words import Residual as Residual
 
 for _module in pkgutil.iter_modules(__path__):

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import Any
+from functools import partial, reduce
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
-from layerwright.maths import kernel
-from layerwright.maths.activation import Activation
+from layerwright.core.progress import bars
 from layerwright.maths.kernel import Kernels
-from layerwright.theories.ntk_modules import Elementwise, NTKLinear, RMSNorm, Sum
-from layerwright.theories.words import Act, Dense, Dropout, Norm, Residual, Word
+from layerwright.theories.grammar import check, reads
+from layerwright.theories.image_towers import SampledKernels, image_kernels, sampled_kernels
+from layerwright.theories.kernel_files import write_kernels
+from layerwright.theories.ntk_modules import modules
+from layerwright.theories.row_kernels import as_type, row_kernels, row_plan
+from layerwright.theories.sequence_towers import drawn_kernels, sequence_kernels
+from layerwright.theories.steps import step
+from layerwright.theories.words import Act, Attention, Conv, Dense, Dropout, Flatten, Norm, Pool, Residual, Word
 
-__all__ = ["Act", "Dense", "Dropout", "Norm", "Residual", "Tower", "Word", "tower"]
+__all__ = [
+    "Act",
+    "Attention",
+    "Conv",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "Norm",
+    "Pool",
+    "Residual",
+    "Tower",
+    "Word",
+    "tower",
+]
 
 
 @dataclass(frozen=True)
@@ -30,62 +49,201 @@ class Tower:
 
     words: tuple[Word, ...]
 
-    def kernel(self, x: Tensor, x2: Tensor | None = None) -> Kernels:
-        """Both kernels of an output at infinite width, float64.
+    def kernel(self, x: Tensor, x2: Tensor | None = None, *, dtype: torch.dtype = torch.float64) -> Kernels:
+        """Both kernels of an output at infinite width.
+
+        Where all rows have one norm, or the tower is homogeneous, they are looked up in a table of the angle between
+        two inputs, and depth costs nothing; else all layers are worked out on one tile of the pairs after another.
 
         Args:
-            x: inputs `[N, d]`, a tensor or an array of any real type.
-            x2: second inputs `[M, d]`; left out, the first.
+            x: inputs `[N, d]`, a tensor or an array of any real type; images `[N, C, H, W]` or sequences
+                `[N, T, d]` where the words read them.
+            x2: second inputs `[M, …]`; left out, the first.
+            dtype: of the kernels. In float64 they are exact to rounding; in float32 to 1e-5 of the largest entry, in
+                half the memory and a fraction of the time.
 
         Raises:
-            UserError: inputs that are no matrices of one width, that are not finite, or whose signal overflows.
+            UserError: inputs of another shape, that are not finite, whose signal overflows, or whose kernels do not fit
+                in memory.
         """
-        return self._kernels(x, x2, by_layer=False)
+        return self._kernels(x, x2, by_layer=False, dtype=dtype)
+
+    def kernel_to(
+        self,
+        folder: str | Path,
+        x: Tensor,
+        x2: Tensor | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+        jobs: str | int = "serial",
+        progress: bool = False,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Both kernels of rows, written to `nngp.npy` and `ntk.npy`: for more inputs than memory holds pairs of.
+
+        Memory is that of the inputs and of some tiles. A run that was stopped goes on where it was, if it is started
+        again with the same tower, inputs and folder.
+
+        Args:
+            folder: where to; made if it is not there.
+            x: inputs `[N, d]`.
+            x2: second inputs `[M, d]`; left out, the first.
+            dtype: of the kernels, as in `kernel`.
+            jobs: `serial`, or a number of local workers (`auto`: one a core).
+            progress: show a progress bar.
+
+        Returns:
+            the covariance and the tangent kernel, mapped into memory to be read.
+
+        Raises:
+            UserError: inputs as in `kernel`, a tower that reads images, or a folder that cannot be written or has too
+                little space.
+        """
+        if self.readout is not None:
+            raise UserError("got a tower that reads images; expected one that reads rows: take kernel(x[:100], x)")
+        try:
+            plan = row_plan(self._fold, x, x2, dtype)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from None
+        with bars(progress) as shown:
+            return write_kernels(plan, Path(folder), dtype, jobs, partial(shown, "kernels"))
 
     def split(self, x: Tensor, x2: Tensor | None = None) -> Tensor:
-        """The tangent kernel of each dense layer's parameters, `[layers, N, M]`, from the input on; T is their sum.
+        """The tangent kernel of each `Dense`, `Conv` and `Attention`, `[layers, N, M]`, from the input on.
+
+        T is their sum.
 
         Raises:
             UserError: as in `kernel`.
         """
-        return self._kernels(x, x2, by_layer=True).ntk
+        return self._kernels(x, x2, by_layer=True, dtype=torch.float64).ntk
 
-    def network(self, inputs: int, width: int, outputs: int = 1, seed: int = 0) -> nn.Sequential:
+    def network(self, inputs: int | Sequence[int], width: int, outputs: int = 1, seed: int = 0) -> nn.Sequential:
         """A finite network of this tower, at initialisation.
 
         Args:
-            inputs: columns of its inputs, d.
-            width: units of each hidden layer.
+            inputs: columns of its inputs, d; channels, height and width of images; tokens and numbers of sequences.
+            width: units, or channels, of each hidden layer.
             outputs: of the last layer.
             seed: of the draw.
 
         Returns:
-            a module of `NTKLinear` and what stands between, in torch's default type, in training mode.
+            a module of `NTKLinear`, `NTKConv`, `NTKAttention` and what stands between, in torch's default type, in
+            training mode.
 
         Raises:
-            UserError: sizes that are not whole numbers from 1 on.
+            UserError: sizes that are not whole numbers from 1 on, or images smaller than a filter.
 
         Example:
             >>> net = tower([Dense(2.0), Act("relu"), Dense()]).network(inputs=3, width=8, outputs=2)
             >>> net(torch.ones(5, 3)).shape
             torch.Size([5, 2])
         """
-        if not all(isinstance(n, int) and n >= 1 for n in (inputs, width, outputs)):
+        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        if not all(isinstance(n, int) and n >= 1 for n in (*shape, width, outputs)):
             raise UserError(f"got inputs={inputs}, width={width}, outputs={outputs}; expected whole numbers from 1 on")
-        generator = torch.Generator().manual_seed(seed)
-        hidden, units = _modules(self.words[:-1], inputs, width, generator)
-        last, _ = _modules(self.words[-1:], units, outputs, generator)
-        return nn.Sequential(*hidden, *last)
-
-    def _kernels(self, x: Tensor, x2: Tensor | None, by_layer: bool) -> Kernels:
+        expected = {"rows": "a number", "sequences": "tokens and their numbers", "images": "channels, height and width"}
+        if len(shape) != 1 + list(expected).index(self.reads):
+            raise UserError(f"got inputs={inputs}; expected {expected[self.reads]}")
+        if self.reads == "sequences":
+            shape = shape[::-1]
         try:
-            start = kernel.inputs(_float64(x), None if x2 is None else _float64(x2), by_layer)
-            found = reduce(_step, self.words, start)
+            return modules(self.words, shape, width, outputs, torch.Generator().manual_seed(seed))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def sampled(
+        self, x: Tensor, x2: Tensor | None = None, *, share: float = 0.1, seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+    ) -> SampledKernels:  # fmt: skip
+        """Both kernels of a tower with `Pool`, estimated from a sample of displacements between positions.
+
+        The sample is the same for all pairs of images: two displacements from each cell of neighbours, drawn with
+        probability ~ overlap, and that of 0. Its error is mostly a scale that all entries share.
+
+        Args:
+            x: images `[N, C, H, W]`.
+            x2: second images; left out, the first.
+            share: of the work of all displacements, above 0 and up to 1; what it came to is in the result.
+            seed: of the draw.
+            dtype: as in `kernel`.
+
+        Raises:
+            UserError: as in `kernel`, there is no `Pool`, an activation after it (which an estimate does not fit, as it
+                need not be a covariance), or the share is none.
+
+        Example:
+            >>> made = tower([Conv(3, 2.0), Act("relu"), Pool(), Dense()])
+            >>> found = made.sampled(torch.ones(1, 1, 8, 8), share=0.2)
+            >>> bool((found.kernels.ntk - made.kernel(torch.ones(1, 1, 8, 8)).ntk).abs() < 4 * found.ntk_error)
+            True
+        """
+        try:
+            return sampled_kernels(
+                self.words, x, x2, dtype, share, seed, lambda start, words: as_type(reduce(step, words, start), dtype)
+            )
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from None
-        if not (found.nngp.isfinite().all() and found.ntk.isfinite().all()):
-            raise UserError("got kernels that overflow; expected finite ones: take smaller variances or fewer layers")
-        return found
+
+    def drawn(
+        self,
+        x: Tensor,
+        x2: Tensor | None = None,
+        *,
+        draws: int = 3200,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float64,
+    ) -> SampledKernels:
+        """Both kernels of a tower whose attention has no closed form, averaged over draws of its Gaussian scores.
+
+        The draws are of all tokens at once, so that every estimate is a covariance; sixteen runs give the errors. After
+        an attention that was drawn, kernels are off by their errors' squares, and so nearly unbiased.
+
+        Args:
+            x: sequences `[N, T, d]`.
+            x2: second sequences; left out, the first.
+            draws: of the scores, in all runs together.
+            seed: of the draws.
+            dtype: of the kernels.
+
+        Raises:
+            UserError: as in `kernel`, no attention is softmax over √d, or the draws are too few.
+
+        Example:
+            >>> made = tower([Attention(scaling="1/sqrt(d)"), Pool(), Dense()])
+            >>> found = made.drawn(torch.eye(3).reshape(1, 3, 3), draws=320)
+            >>> bool(found.ntk_error < 0.1 * found.kernels.ntk)
+            True
+        """
+        try:
+            return drawn_kernels(
+                self.words, x, x2, draws, seed, lambda n, g: partial(step, draws=n, generator=g), dtype
+            )
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from None
+
+    @property
+    def reads(self) -> str:
+        """What the tower reads: "rows", "images" or "sequences"."""
+        return reads(self.words)
+
+    @property
+    def readout(self) -> int | None:
+        """Which word reads out positions, where the tower reads images or sequences."""
+        return next((k for k, word in enumerate(self.words) if isinstance(word, Flatten | Pool)), None)
+
+    def _kernels(self, x: Tensor, x2: Tensor | None, by_layer: bool, dtype: torch.dtype) -> Kernels:
+        try:
+            if self.readout is None:
+                return row_kernels(self._fold, x, x2, dtype, by_layer)
+            if self.reads == "sequences":
+                return as_type(sequence_kernels(self.words, x, x2, by_layer, step), dtype)
+            start = image_kernels(self.words[: self.readout + 1], x, x2, dtype, by_layer)
+            return as_type(reduce(step, self.words[self.readout + 1 :], start), dtype)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from None
+
+    def _fold(self, start: Kernels) -> Kernels:
+        return reduce(step, self.words, start)
 
 
 def tower(words: Sequence[Word]) -> Tower:
@@ -94,10 +252,15 @@ def tower(words: Sequence[Word]) -> Tower:
     The kernels are those of any one output of `network` as its width goes to infinity: `nngp` the covariance of the
     output over draws of the parameters, `ntk` the inner product of its gradients by all of them.
 
+    A tower of images has `Conv` in place of `Dense` up to `Flatten` or `Pool`. Units at two positions have a covariance
+    of their own; `Pool` asks for those of all pairs, so that it takes as much longer as an image has pixels. A tower of
+    sequences has `Attention`.
+
     Args:
         words: `Dense`, `Act`, `Norm`, `Dropout` and `Residual` from the input on. An activation reads Gaussian units:
             it follows a dense layer, a sum of those, or the norm of one. A residual stream, too, begins with a dense
-            layer, and each branch ends in one, as does the tower.
+            layer, and each branch ends in one, as does the tower. Of images: `Conv`, `Act`, `Norm` and `Residual`, of
+            sequences `Attention` beside all words of rows; then one `Flatten` or `Pool`, and then as above.
 
     Raises:
         UserError: words in an order whose limit this is not.
@@ -110,74 +273,12 @@ def tower(words: Sequence[Word]) -> Tower:
                 [0.5000, 1.5708]], dtype=torch.float64)
         >>> mlp.split(x).shape
         torch.Size([2, 2, 2])
+        >>> images = tower([Conv(3, 2.0), Act("relu"), Pool(), Dense()])
+        >>> images.kernel(torch.ones(1, 1, 3, 3)).nngp < images.kernel(2 * torch.ones(1, 1, 3, 3)).nngp
+        tensor([[True]])
 
-    Reference: arXiv 1806.07572.
+    Reference: arXiv 1806.07572, arXiv 1904.11955, arXiv 2006.10540.
     """
     made = Tower(tuple(words))
-    _check(made.words, wide=False, gaussian=False)
+    check(made.words)
     return made
-
-
-def _check(words: tuple[Word, ...], wide: bool, gaussian: bool) -> None:
-    """Refuse a word at which the limit is another, for units that are many, and Gaussian, before the first word."""
-    if not words or not isinstance(words[-1], Dense):
-        raise UserError("got a tower or a branch that does not end with Dense; expected its last word to be Dense()")
-    for word in words:
-        match word:
-            case Dense():
-                wide, gaussian = True, True
-            case Act() if not gaussian:
-                raise UserError(
-                    "got Act on units that are not Gaussian; expected Dense, or a Residual or Norm after it"
-                )
-            case Dropout() | Residual() if not wide:
-                raise UserError(f"got {type(word).__name__} on the inputs; expected Dense before it")
-            case Act() | Dropout():
-                gaussian = False
-            case Residual():
-                _check(tuple(word.words), wide, gaussian)
-            case Norm():
-                pass
-            case _:
-                raise UserError(f"got {type(word).__name__} in a tower; expected Dense, Act, Norm, Dropout or Residual")
-
-
-def _step(state: Kernels, word: Word) -> Kernels:
-    match word:
-        case Dense():
-            return kernel.dense(word.weight_variance, word.bias_variance)(state)
-        case Act():
-            assert isinstance(word.activation, Activation)
-            return kernel.nonlinear(word.activation)(state)
-        case Norm():
-            return kernel.norm(word.eps)(state)
-        case Dropout():
-            return kernel.dropout(word.keep)(state)
-        case Residual():
-            return kernel.add(state, reduce(_step, word.words, state), scale=word.scale)
-
-
-def _modules(words: Sequence[Word], inputs: int, width: int, generator: torch.Generator) -> tuple[list[nn.Module], int]:
-    """The modules of these words, and how many units they give."""
-    made: list[nn.Module] = []
-    for word in words:
-        match word:
-            case Dense():
-                made.append(NTKLinear(inputs, width, word.weight_variance, word.bias_variance, generator))
-                inputs = width
-            case Act():
-                assert isinstance(word.activation, Activation)
-                made.append(Elementwise(word.activation))
-            case Norm():
-                made.append(RMSNorm(word.eps))
-            case Dropout():
-                made.append(nn.Dropout(1 - word.keep))
-            case Residual():
-                branch, _ = _modules(word.words, inputs, inputs, generator)
-                made.append(Sum(nn.Sequential(*branch), word.scale))
-    return made, inputs
-
-
-def _float64(x: Any) -> Tensor:
-    found = torch.as_tensor(x)
-    return found if found.is_complex() else found.double()

@@ -1,0 +1,259 @@
+"""Kernels of a tower as one function of the angle between two inputs, where they are one: tabulated once, looked up.
+
+Every map of a tower reads a pair through its variances q₁, q₂ and its covariance only. Where all inputs have one norm,
+or where the kernels are √(q₁q₂) times a function of ρ (homogeneous activations without biases), that is a function of
+θ = acos ρ alone, and a smooth one up to both ends, whatever the depth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.interpolate import make_interp_spline
+from torch import Tensor
+
+from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel_pairs import Fold, Inputs, Pairs
+
+__all__ = ["Table", "tabulated"]
+
+# Degree of the spline, and what it may be off of the largest number, by the type of the results.
+_SPLINES = {torch.float32: (3, 3e-7), torch.float64: (5, 1e-13)}
+# Pieces at first, and at most; angles at which the functions of different norms are compared.
+_PIECES, _MOST_PIECES, _COMPARED = 2**11, 2**15, 33
+# How far a product of float32 is off a correlation, and what share of the largest number that may cost.
+_PRODUCT, _COST, _SMALL = 4 * 2.0**-24, 2e-6, 1e-20
+
+Function = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Kernels of inputs whose norms are one, or can be taken out.
+
+    Attributes:
+        inputs: the inputs.
+        homogeneous: whether all numbers below are to be multiplied by √(q₁q₂).
+        spline: coefficients of each piece of θ, `[kernels, degree + 1, pieces + 1]`, in the type of the results; the
+            first kernel is the covariance, and all others make up the tangent kernel.
+        ends: mean square of a unit of the output, for first and for second inputs.
+        twins: the kernels of equal inputs, `[kernels]`.
+        itself: the kernels of an input and itself, `[kernels]`, where dropout tells it from its twins; else None.
+        rough: correlations between which products of float32 are good enough.
+    """
+
+    inputs: Inputs
+    homogeneous: bool
+    spline: Tensor
+    ends: tuple[float, float]
+    twins: Tensor
+    itself: Tensor | None
+    rough: tuple[float, float]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the results."""
+        return self.spline.dtype
+
+    @property
+    def layers(self) -> int:
+        """How many parts the tangent kernel has."""
+        return len(self.spline) - 1
+
+    @property
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """Mean squares of a unit of the output, `[N]` and `[M]`."""
+        q1, q2 = self.inputs.variances
+        scales = (q1, q2) if self.homogeneous else (torch.ones_like(q1), torch.ones_like(q2))
+        return self.ends[0] * scales[0], self.ends[1] * scales[1]
+
+    def tile(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Where the inputs are equal, `[n, m]`, and the kernels, `[kernels, n, m]`, of a part of the pairs."""
+        same = self.inputs.same(rows, columns)
+        touches = bool(same.any())
+        rho = self._correlations(rows, columns, same if touches else None)
+        at = rho.acos_().mul_((self.spline.shape[-1] - 1) / math.pi)
+        found = _looked_up(self.spline, at.to(self.spline.dtype))
+        q1, q2 = self.inputs.variances[0][rows], self.inputs.variances[1][columns]
+        if self.homogeneous:
+            found.mul_(q1.sqrt()[:, None].to(found.dtype)).mul_(q2.sqrt().to(found.dtype))
+        if touches:
+            scale = (q1 if self.homogeneous else torch.ones_like(q1))[:, None]
+            found = torch.where(same, (self.twins[:, None, None] * scale).to(found.dtype), found)
+            if self.itself is not None:
+                same = self.inputs.itself(rows, columns)
+                found = torch.where(same, (self.itself[:, None, None] * scale).to(found.dtype), found)
+        return same, found
+
+    def _correlations(self, rows: slice, columns: slice, same: Tensor | None) -> Tensor:
+        """ρ, 0 where the inputs are equal; from products of float32 where these are good enough."""
+        q1, q2 = self.inputs.variances[0][rows], self.inputs.variances[1][columns]
+        over = [torch.where(q > 0, q.rsqrt(), 0.0) for q in (q1, q2)]
+        for dtype in (torch.float32, torch.float64):
+            if dtype == torch.float32 and self.rough[0] > self.rough[1]:
+                continue
+            rho = self.inputs.covariances(rows, columns, dtype)
+            rho.mul_(over[0][:, None].to(dtype)).mul_(over[1].to(dtype))
+            if same is not None:
+                rho.masked_fill_(same, 0.0)
+            low, high = map(float, rho.aminmax())
+            if self.rough[0] <= low and high <= self.rough[1]:
+                break
+        return rho.clamp_(-1.0, 1.0)
+
+
+def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
+    """The table of a fold of maps, or None where there is no such table.
+
+    It holds where the kernels at the smallest, a middle and the largest norm are one function of ρ, as they are or over
+    √(q₁q₂), and where a spline meets it between its nodes.
+
+    Args:
+        fold: of maps that are elementwise in the pairs, as all of `kernel` are.
+        inputs: the inputs.
+        dtype: of the results, float32 or float64.
+
+    Example:
+        >>> from layerwright.maths.kernel import dense
+        >>> from layerwright.maths.kernel_pairs import inputs_of
+        >>> table = tabulated(dense(2.0), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
+        >>> table.homogeneous, table.tile(slice(2), slice(2))[1][0]
+        (True, tensor([[2.0000, 2.0000],
+                [2.0000, 4.0000]]))
+        >>> tabulated(dense(2.0, 0.1), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
+    """
+    degree, tolerance = _SPLINES[dtype]
+    norms = [_norms(q) for q in inputs.variances]
+    homogeneous = _homogeneous(fold, norms, inputs.by_layer, tolerance)
+    if homogeneous is None:
+        return None
+    (*_, first), (*_, second) = norms
+    second, unit = (first, first) if homogeneous else (second, 1.0)
+
+    def function(theta: np.ndarray) -> np.ndarray:
+        return _kernels(fold, [first], [second], theta, inputs.by_layer)[:, 0, 0].numpy() / unit
+
+    nodes = _nodes(function, degree, tolerance)
+    if nodes is None:
+        return None
+    spline = _spline(*nodes, degree)
+    twins = _equal(fold, first, 2, inputs.by_layer)
+    itself = twins if twins.same.all() else _equal(fold, first, 1, inputs.by_layer)
+    end = twins if second == first else _equal(fold, second, 2, inputs.by_layer)
+    return Table(
+        inputs, homogeneous, torch.from_numpy(spline).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
+        _stacked(twins)[:, 0, 0] / unit, None if itself is twins else _stacked(itself)[:, 0, 0] / unit,
+        _rough(spline, norms, dtype),
+    )  # fmt: skip
+
+
+def _norms(q: Tensor) -> tuple[float, ...]:
+    """The ends of the variances, and last one in their middle; 0 apart, as it has no correlations."""
+    positive = q[q > 0]
+    if not len(positive):
+        return (0.0,)
+    low, high = map(float, positive.aminmax())
+    middle = low if low == high else math.sqrt(low) * math.sqrt(high)
+    others = {low, high, *([0.0] if len(positive) < len(q) else [])} - {middle}
+    return (*sorted(others), middle)
+
+
+def _homogeneous(fold: Fold, norms: list[tuple[float, ...]], by_layer: bool, tolerance: float) -> bool | None:
+    """Whether one function of ρ is to be multiplied by √(q₁q₂), or None where there is no one function."""
+    if all(len(found) == 1 for found in norms):
+        return False
+    # Not up to the ends, where roundings of the norms show.
+    theta = np.linspace(0, math.pi, _COMPARED + 2)[1:-1]
+    values = _kernels(fold, norms[0], norms[1], theta, by_layer)
+    scale = torch.outer(*(torch.tensor(found, dtype=torch.float64).sqrt() for found in norms)).unsqueeze(-1)
+    for unit in (torch.ones_like(scale), scale):
+        if unit[-1, -1] > 0:
+            one = values[:, -1:, -1:] * (unit / unit[-1, -1])
+            if ((values - one).abs() <= tolerance * one.abs().amax(-1, keepdim=True)).all():
+                return unit is scale
+    return None
+
+
+def _kernels(fold: Fold, first: Sequence[float], second: Sequence[float], theta: np.ndarray, by_layer: bool) -> Tensor:
+    """The kernels at angles between inputs of each first and each second norm, `[kernels, first, second, angles]`."""
+    q1, q2 = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
+    at = torch.from_numpy(theta)
+    scale = torch.outer(q1, q2).sqrt().unsqueeze(-1)  # q itself for two inputs of variance q
+    same, c = (at == 0) & (q1[:, None, None] == q2[:, None]), (scale * at.cos()).flatten(1)
+    columns = q2 if len(q2) == 1 else q2.repeat_interleave(len(at))
+    found = fold(Pairs(q1, columns, c, _nothing(c, by_layer), same.flatten(1), bool(same.any())))
+    return _stacked(found).unflatten(-1, (len(q2), len(at)))
+
+
+def _equal(fold: Fold, q: float, columns: int, by_layer: bool) -> Kernels:
+    """The kernels of one input and its twins, or of one input and itself."""
+    c = torch.full((1, columns), q, dtype=torch.float64)
+    return fold(Pairs(c[0, :1], c[0], c, _nothing(c, by_layer), torch.ones_like(c, dtype=torch.bool), True))
+
+
+def _nothing(c: Tensor, by_layer: bool) -> Tensor:
+    return c.new_zeros((0, *c.shape) if by_layer else c.shape)
+
+
+def _stacked(found: Kernels) -> Tensor:
+    return torch.cat([found.nngp[None], found.ntk if found.ntk.ndim == 3 else found.ntk[None]])
+
+
+def _nodes(function: Function, degree: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """Nodes of a spline that is good enough, with their values `[kernels, nodes]`.
+
+    That through each second node is off 2^(degree + 1) times as far, and the other nodes show how far.
+    """
+    theta = np.linspace(0, math.pi, _PIECES + 1)
+    values = function(theta)
+    while np.isfinite(values).all():
+        between = make_interp_spline(theta[::2], values[:, ::2], degree, axis=1)(theta[1::2])
+        most = tolerance * 2 ** (degree + 1) * np.abs(values).max(1)
+        if (np.abs(between - values[:, 1::2]).max(1) <= most).all():
+            return theta, values
+        if len(theta) > _MOST_PIECES:
+            return None
+        finer = np.linspace(0, math.pi, 4 * (len(theta) - 1) + 1)
+        known, values = values, np.empty((len(values), len(finer)))
+        new = np.arange(len(finer)) % 4 != 0
+        values[:, ::4], values[:, new] = known, function(finer[new])
+        theta = finer
+    return None
+
+
+def _spline(theta: np.ndarray, values: np.ndarray, degree: int) -> np.ndarray:
+    """Coefficients of uᵏ between nodes, u from 0 to 1, `[kernels, degree + 1, nodes]`: the last piece is a point."""
+    through, step = make_interp_spline(theta, values, degree, axis=1), theta[1]
+    found = np.zeros((len(values), degree + 1, len(theta)))
+    for k in range(degree + 1):
+        found[:, k, :-1] = through(theta[:-1], nu=k) * (step**k / math.factorial(k))
+    found[:, 0, -1] = values[:, -1]
+    return found
+
+
+def _rough(spline: np.ndarray, norms: list[tuple[float, ...]], dtype: torch.dtype) -> tuple[float, float]:
+    """The correlations around 0 where what a product of float32 is off costs little; none for other results."""
+    fits = all(_SMALL < q < 1 / _SMALL for found in norms for q in found if q)
+    theta = np.linspace(0, math.pi, spline.shape[-1])
+    slope = np.abs(spline[:, 1]) / (theta[1] * np.abs(spline[:, 0]).max(1, keepdims=True).clip(_SMALL))
+    bad = np.flatnonzero(slope.max(0) * _PRODUCT > _COST * np.sin(theta))
+    middle = spline.shape[-1] // 2
+    if dtype != torch.float32 or not fits or middle in bad:
+        return 1.0, -1.0
+    last, next_ = bad[bad < middle].max(initial=0), bad[bad > middle].min(initial=len(theta) - 1)
+    return math.cos(theta[next_]), math.cos(theta[last])
+
+
+def _looked_up(spline: Tensor, at: Tensor) -> Tensor:
+    """The splines at places counted in pieces, `[kernels, *at.shape]`."""
+    piece, found = at.long().view(-1), at.new_empty(len(spline), *at.shape)
+    part = at.frac_().view(-1)
+    for values, (*lower, highest) in zip(found.view(len(spline), -1), (kernel.unbind() for kernel in spline)):
+        torch.index_select(highest, 0, piece, out=values)
+        for coefficient in reversed(lower):
+            torch.addcmul(coefficient.index_select(0, piece), values, part, out=values)
+    return found

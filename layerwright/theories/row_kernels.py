@@ -1,0 +1,86 @@
+"""The kernels of a tower on rows of numbers: by the shortest way, in memory or into files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layerwright.core.errors import UserError
+from layerwright.core.memory import available_memory
+from layerwright.maths import kernel
+from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel_pairs import Fold, inputs_of
+from layerwright.maths.kernel_tiles import Plan, filled, planned
+
+# Pairs so few that no other way is shorter than the maps as they stand.
+_FEW = 2**12
+_GB = 1e9
+
+
+def row_kernels(fold: Fold, x: Any, x2: Any, dtype: torch.dtype, by_layer: bool) -> Kernels:
+    """All kernels, in memory.
+
+    Args:
+        fold: of the tower's maps.
+        x: inputs `[N, d]`, whatever becomes a tensor.
+        x2: second inputs, or None.
+        dtype: of the results.
+        by_layer: whether the tangent kernel of each dense layer is kept apart.
+
+    Raises:
+        ValueError: inputs without kernels.
+        UserError: more of them than memory holds.
+    """
+    rows, columns = _read(x, x2, dtype)
+    few = rows.ndim != 2 or len(rows) * len(rows if columns is None else columns) <= _FEW
+    if few or rows.device.type != "cpu":
+        exact = kernel.inputs(rows.double(), None if columns is None else columns.double(), by_layer)
+        return as_type(fold(exact), dtype)
+    plan = planned(fold, inputs_of(rows, columns, by_layer), dtype)
+    _check_memory(plan, dtype)
+    return filled(plan, dtype)
+
+
+def as_type(found: Kernels, dtype: torch.dtype) -> Kernels:
+    """Kernels in another type.
+
+    Raises:
+        ValueError: they overflow.
+    """
+    q1, q2, nngp, ntk = (part.to(dtype) for part in (found.q1, found.q2, found.nngp, found.ntk))
+    if not (nngp.isfinite().all() and ntk.isfinite().all()):
+        raise ValueError("got kernels that overflow; expected finite ones: take smaller variances or fewer layers")
+    return Kernels(q1, q2, nngp, ntk, found.same)
+
+
+def row_plan(fold: Fold, x: Any, x2: Any, dtype: torch.dtype) -> Plan:
+    """How the kernels of these inputs are worked out, for files.
+
+    Raises:
+        ValueError: inputs without kernels.
+    """
+    return planned(fold, inputs_of(*_read(x, x2, dtype)), dtype)
+
+
+def _read(x: Any, x2: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Inputs as float64, or float32 where both are."""
+    if dtype not in (torch.float32, torch.float64):
+        raise UserError(f"got dtype={dtype}; expected torch.float32 or torch.float64")
+    given = [torch.as_tensor(part) for part in ((x,) if x2 is None else (x, x2))]
+    if any(part.is_complex() for part in given):
+        raise ValueError("got complex inputs; expected real numbers")
+    if not all(part.dtype == torch.float32 for part in given):
+        given = [part.double() for part in given]
+    return given[0].detach(), given[1].detach() if len(given) > 1 else None
+
+
+def _check_memory(plan: Plan, dtype: torch.dtype) -> None:
+    n, m = plan.inputs.shape
+    needed = n * m * ((1 + plan.layers) * dtype.itemsize + 1)
+    if needed > (free := available_memory()):
+        raise UserError(
+            f"got {n} × {m} inputs, whose kernels take {needed / _GB:.1f} GB; expected at most {free / _GB:.1f} GB, "
+            "which are free: write them into files with kernel_to(folder, x)"
+        )
