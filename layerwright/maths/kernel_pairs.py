@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from layerwright.maths.activation import Activation
-from layerwright.maths.hermite import hermite_coefficients
+from layerwright.maths.hermite_table import Series, series
 from layerwright.maths.kernel import Kernels, checked, kinds
 
-__all__ = ["Fold", "Inputs", "Pairs", "Part", "Side", "inputs_of", "side"]
+__all__ = ["Fold", "Inputs", "Pairs", "Side", "inputs_of", "side"]
 
 Fold = Callable[[Kernels], Kernels]
-Part = slice | Tensor
-# Terms of a series, doubled for pairs that ask for more; it ends where what follows is rounding.
-_TERMS, _MOST_TERMS, _NOTHING = 32, 256, 1e-14
+NOWHERE = slice(0, 0)
+# A series ends where what follows is rounding.
+_NOTHING = {torch.float32: 1e-9, torch.float64: 1e-14}
 # Rows whose squares are summed in float64 at once.
 _ROWS = 1024
 
@@ -56,18 +56,51 @@ class Inputs:
         """N and M."""
         return len(self.x), len(self.y)
 
-    def same(self, rows: Part, columns: Part) -> Tensor:
+    @cached_property
+    def alone(self) -> bool:
+        """Whether no two inputs are equal, but for an input and itself."""
+        first, second = (part.unique() for part in self.kinds)
+        return len(first) == len(self.x) if self.one else not torch.isin(first, second).any()
+
+    def same(self, rows: slice, columns: slice) -> Tensor:
         """Where the inputs of some rows and columns are equal."""
         return self.kinds[0][rows][:, None] == self.kinds[1][columns]
+
+    def meeting(self, rows: slice, columns: slice) -> slice:
+        """Which of some columns to look at for inputs that are equal to one of some rows, counted from their first."""
+        if not self.alone:
+            at = torch.isin(self.kinds[1][columns], self.kinds[0][rows]).nonzero()
+            return slice(int(at[0]), int(at[-1]) + 1) if len(at) else NOWHERE
+        start, stop = max(rows.start, columns.start), min(rows.stop, columns.stop)
+        return slice(start - columns.start, stop - columns.start) if self.one and start < stop else NOWHERE
 
     def itself(self, rows: slice, columns: slice) -> Tensor:
         """Where an input meets itself."""
         first, second = (torch.arange(part.start, part.stop) for part in (rows, columns))
         return (first[:, None] == second) & self.one
 
-    def covariances(self, rows: Part, columns: Part, dtype: torch.dtype) -> Tensor:
-        """X Yᵀ / d of a tile, worked out in a type of one's own: products of float32 are exact in float64."""
-        return (self.x[rows].to(dtype) @ self.y[columns].to(dtype).T).div_(self.x.shape[1])
+    def covariances(self, rows: slice, columns: slice, rough: tuple[float, float]) -> tuple[Tensor, Tensor]:
+        """X Yᵀ / d of a tile, and its correlations, 0 where inputs are equal.
+
+        Args:
+            rows: first inputs of the tile.
+            columns: second inputs.
+            rough: correlations between which all those of the tile must be for products, and results, of float32.
+        """
+        meets, parts = self.meeting(rows, columns), (rows, columns)
+        variances = [q[part] for q, part in zip(self.variances, parts)]
+        over = [torch.where(q > 0, q.rsqrt(), 0.0) for q in variances]
+        for dtype in (torch.float32, torch.float64):
+            if dtype == torch.float32 and rough[0] > rough[1]:
+                continue
+            c = (self.x[rows].to(dtype) @ self.y[columns].to(dtype).T).div_(self.x.shape[1])
+            rho = (c * over[0][:, None].to(dtype)).mul_(over[1].to(dtype))
+            if meets != NOWHERE:
+                rho[:, meets].masked_fill_(self.same(rows, columns)[:, meets], 0.0)
+            low, high = map(float, rho.aminmax())
+            if rough[0] <= low and high <= rough[1]:
+                break
+        return c, rho.clamp_(-1.0, 1.0)
 
 
 def inputs_of(x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> Inputs:
@@ -89,24 +122,23 @@ class Side(NamedTuple):
     """What an activation has to know of each input.
 
     Attributes:
-        numbers: E φ(u)², E φ′(u)², and where there is no closed form the Hermite coefficients of φ and then of φ′,
-            `[2 + 2 terms, N]`.
-        left: the largest share of a mean square that a series leaves out after n terms, `[terms + 1]`; else empty.
+        numbers: E φ(u)² and E φ′(u)², `[2, N]`.
+        series: of φ and of φ′, where there is no closed form.
     """
 
     numbers: Tensor
-    left: Tensor
+    series: Series | None
 
-    def of(self, part: Part, dtype: torch.dtype) -> Side:
+    def of(self, part: slice, dtype: torch.dtype) -> Side:
         """The same of some inputs, in another type."""
-        return Side(self.numbers[:, part].to(dtype), self.left)
+        return Side(self.numbers[:, part].to(dtype), self.series)
 
 
-def side(phi: Activation, q: Tensor, terms: int = _TERMS) -> Side:
+def side(phi: Activation, q: Tensor) -> Side:
     """What φ has to know of inputs of these variances, `[N]`.
 
     Raises:
-        ValueError: as in `Activation.diagonal_derivative`.
+        ValueError: φ cannot be averaged over them.
 
     Example:
         >>> from layerwright.maths.activation import activation
@@ -115,12 +147,9 @@ def side(phi: Activation, q: Tensor, terms: int = _TERMS) -> Side:
                 [0.5000]])
     """
     if phi.closed is not None and q.isfinite().all():
-        return Side(torch.stack(phi.closed.both(q, q, q)), q.new_zeros(0))
-    whole = torch.stack([phi.diagonal(q), phi.diagonal_derivative(q)])
-    assert phi.derivative is not None
-    series = torch.stack([phi.coefficients(q, terms), hermite_coefficients(phi.derivative, q, terms, phi.kinks)]).mT
-    left = 1 - series.square().cumsum(1) / whole.clamp_min(torch.finfo(q.dtype).tiny)[:, None]
-    return Side(torch.cat([whole, *series]).to(q.dtype), torch.cat([left.new_ones(1), left.amax((0, 2))]))
+        return Side(torch.stack(phi.closed.both(q, q, q)), None)
+    numbers = torch.stack([phi.diagonal(q), phi.diagonal_derivative(q)])
+    return Side(numbers, series(phi, q, numbers))
 
 
 @dataclass(frozen=True)
@@ -128,10 +157,10 @@ class Pairs(Kernels):
     """Kernels on which maps are quick and check nothing; all else as they are on `Kernels`.
 
     Attributes:
-        touches: whether any two inputs are equal.
+        meets: the columns in which equal inputs are, if any.
     """
 
-    touches: bool
+    meets: slice
 
     def sides(self, phi: Activation) -> tuple[Side, Side]:
         """What φ has to know of the first and of the second inputs."""
@@ -144,35 +173,30 @@ class Pairs(Kernels):
         if phi.closed is not None:
             dual, slope = phi.closed.both(self.q1[:, None], self.nngp, self.q2[None])
         else:
-            dual, slope = self._series(phi, first, second)
-        if self.touches:
-            dual, slope = (self.where_same(exact, values) for exact, values in zip(first.numbers, (dual, slope)))
+            assert first.series is not None
+            assert second.series is not None
+            dual, slope = self._series(first.series, second.series)
+        dual, slope = (self.where_same(exact, values) for exact, values in zip(first.numbers, (dual, slope)))
         return first.numbers[0], second.numbers[0], dual, slope
 
     def where_same(self, exact: Tensor, values: Tensor) -> Tensor:
         """As on `Kernels`."""
-        return super().where_same(exact, values) if self.touches else values
+        if self.meets == NOWHERE:
+            return values
+        found, part = values.clone(), (slice(None), self.meets)
+        found[part] = torch.where(self.same[part], exact[:, None], values[part])
+        return found
 
-    def _series(self, phi: Activation, first: Side, second: Side) -> tuple[Tensor, Tensor]:
+    def _series(self, first: Series, second: Series) -> tuple[Tensor, Tensor]:
         """Mehler's series of φ and of φ′, as far as the largest correlation asks for."""
-        scale = self.q1.sqrt()[:, None] * self.q2.sqrt()
-        rho = torch.where(scale > 0, self.nngp / scale, 0.0).clamp_(-1.0, 1.0)
-        apart = rho.masked_fill(self.same, 0.0) if self.touches else rho
-        largest = max(map(abs, map(float, apart.aminmax())))
-        terms = _TERMS
-        while (enough := _enough(first, second, largest)) is None and 2 * terms <= _MOST_TERMS:
-            terms *= 2
-            first, second = side(phi, self.q1, terms), side(phi, self.q2, terms)
-        of_both = (found.numbers[2:].unflatten(0, (2, -1))[:, :enough] for found in (first, second))
-        dual, slope = (_mehler(a, b, rho) for a, b in zip(*of_both))
+        over = [torch.where(q > 0, q.rsqrt(), 0.0) for q in (self.q1, self.q2)]
+        rho = (self.nngp * over[0][:, None]).mul_(over[1]).clamp_(-1.0, 1.0)
+        apart = self.where_same(torch.zeros_like(self.q1), rho)
+        terms = first.enough(second, max(map(abs, map(float, apart.aminmax()))), _NOTHING[rho.dtype])
+        a = first.at(self.q1, terms)
+        b = second.at(self.q2, terms)
+        dual, slope = (_mehler(x, y, rho) for x, y in zip(a, b))
         return dual, slope
-
-
-def _enough(first: Side, second: Side, largest: float) -> int | None:
-    """After how many terms, at least one, a series for correlations up to the largest is over."""
-    left = torch.maximum(first.left, second.left) * largest ** torch.arange(len(first.left))
-    over = (left[1:] <= _NOTHING).nonzero()
-    return int(over[0]) + 1 if len(over) else None
 
 
 def _mehler(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ or where the kernels are √(q₁q₂) times a function of ρ (homogeneous activ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,17 +16,20 @@ import torch
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from layerwright.maths.kernel import Kernels
-from layerwright.maths.kernel_pairs import Fold, Inputs, Pairs
+from layerwright.maths import kernel_angles
+from layerwright.maths.kernel_angles import PRODUCT, at_angles, of_equal, stacked
+from layerwright.maths.kernel_pairs import NOWHERE, Fold, Inputs
 
 __all__ = ["Table", "tabulated"]
 
 # Degree of the spline, and what it may be off of the largest number, by the type of the results.
 _SPLINES = {torch.float32: (3, 3e-7), torch.float64: (5, 1e-13)}
 # Pieces at first, and at most; angles at which the functions of different norms are compared.
-_PIECES, _MOST_PIECES, _COMPARED = 2**11, 2**15, 33
-# How far a product of float32 is off a correlation, and what share of the largest number that may cost.
-_PRODUCT, _COST, _SMALL = 4 * 2.0**-24, 2e-6, 1e-20
+_PIECES, _MOST_PIECES, _COMPARED = 2**9, 2**15, 33
+# In float32 lines will do, and take half of the time, where so many stay in a cache; what they may be off.
+_LINES, _OFF_LINE = 2**14, 1e-7
+# What share of the largest number may be lost to a product of float32.
+_COST, _SMALL = 2e-6, 1e-20
 
 Function = Callable[[np.ndarray], np.ndarray]
 
@@ -65,45 +68,32 @@ class Table:
         return len(self.spline) - 1
 
     @property
+    def parted(self) -> bool:
+        """Whether equal inputs end as different ones, by dropout."""
+        return self.itself is not None
+
+    @property
     def variances(self) -> tuple[Tensor, Tensor]:
         """Mean squares of a unit of the output, `[N]` and `[M]`."""
         q1, q2 = self.inputs.variances
         scales = (q1, q2) if self.homogeneous else (torch.ones_like(q1), torch.ones_like(q2))
         return self.ends[0] * scales[0], self.ends[1] * scales[1]
 
-    def tile(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Where the inputs are equal, `[n, m]`, and the kernels, `[kernels, n, m]`, of a part of the pairs."""
-        same = self.inputs.same(rows, columns)
-        touches = bool(same.any())
-        rho = self._correlations(rows, columns, same if touches else None)
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """The kernels of a part of the pairs, `[kernels, n, m]`."""
+        rho = self.inputs.covariances(rows, columns, self.rough)[1]
         at = rho.acos_().mul_((self.spline.shape[-1] - 1) / math.pi)
         found = _looked_up(self.spline, at.to(self.spline.dtype))
         q1, q2 = self.inputs.variances[0][rows], self.inputs.variances[1][columns]
         if self.homogeneous:
             found.mul_(q1.sqrt()[:, None].to(found.dtype)).mul_(q2.sqrt().to(found.dtype))
-        if touches:
+        if (meets := self.inputs.meeting(rows, columns)) != NOWHERE:
             scale = (q1 if self.homogeneous else torch.ones_like(q1))[:, None]
-            found = torch.where(same, (self.twins[:, None, None] * scale).to(found.dtype), found)
-            if self.itself is not None:
-                same = self.inputs.itself(rows, columns)
-                found = torch.where(same, (self.itself[:, None, None] * scale).to(found.dtype), found)
-        return same, found
-
-    def _correlations(self, rows: slice, columns: slice, same: Tensor | None) -> Tensor:
-        """ρ, 0 where the inputs are equal; from products of float32 where these are good enough."""
-        q1, q2 = self.inputs.variances[0][rows], self.inputs.variances[1][columns]
-        over = [torch.where(q > 0, q.rsqrt(), 0.0) for q in (q1, q2)]
-        for dtype in (torch.float32, torch.float64):
-            if dtype == torch.float32 and self.rough[0] > self.rough[1]:
-                continue
-            rho = self.inputs.covariances(rows, columns, dtype)
-            rho.mul_(over[0][:, None].to(dtype)).mul_(over[1].to(dtype))
-            if same is not None:
-                rho.masked_fill_(same, 0.0)
-            low, high = map(float, rho.aminmax())
-            if self.rough[0] <= low and high <= self.rough[1]:
-                break
-        return rho.clamp_(-1.0, 1.0)
+            for exact, where in ((self.twins, self.inputs.same), (self.itself, self.inputs.itself)):
+                if exact is not None:
+                    known = (exact[:, None, None] * scale).to(found.dtype)
+                    found[..., meets] = torch.where(where(rows, columns)[:, meets], known, found[..., meets])
+        return found
 
 
 def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
@@ -121,13 +111,13 @@ def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
         >>> from layerwright.maths.kernel import dense
         >>> from layerwright.maths.kernel_pairs import inputs_of
         >>> table = tabulated(dense(2.0), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
-        >>> table.homogeneous, table.tile(slice(2), slice(2))[1][0]
+        >>> table.homogeneous, table.tile(slice(0, 2), slice(0, 2))[0]
         (True, tensor([[2.0000, 2.0000],
                 [2.0000, 4.0000]]))
         >>> tabulated(dense(2.0, 0.1), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
     """
     degree, tolerance = _SPLINES[dtype]
-    norms = [_norms(q) for q in inputs.variances]
+    norms = [kernel_angles.norms(q) for q in inputs.variances]
     homogeneous = _homogeneous(fold, norms, inputs.by_layer, tolerance)
     if homogeneous is None:
         return None
@@ -135,31 +125,21 @@ def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
     second, unit = (first, first) if homogeneous else (second, 1.0)
 
     def function(theta: np.ndarray) -> np.ndarray:
-        return _kernels(fold, [first], [second], theta, inputs.by_layer)[:, 0, 0].numpy() / unit
+        return at_angles(fold, [first], [second], theta, inputs.by_layer)[:, 0, 0].numpy() / unit
 
     nodes = _nodes(function, degree, tolerance)
     if nodes is None:
         return None
-    spline = _spline(*nodes, degree)
-    twins = _equal(fold, first, 2, inputs.by_layer)
-    itself = twins if twins.same.all() else _equal(fold, first, 1, inputs.by_layer)
-    end = twins if second == first else _equal(fold, second, 2, inputs.by_layer)
+    spline = _lines(*nodes, degree) if dtype == torch.float32 else None
+    spline = _spline(*nodes, degree) if spline is None else spline
+    twins = of_equal(fold, first, 2, inputs.by_layer)
+    itself = twins if twins.same.all() else of_equal(fold, first, 1, inputs.by_layer)
+    end = twins if second == first else of_equal(fold, second, 2, inputs.by_layer)
     return Table(
         inputs, homogeneous, torch.from_numpy(spline).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
-        _stacked(twins)[:, 0, 0] / unit, None if itself is twins else _stacked(itself)[:, 0, 0] / unit,
+        stacked(twins)[:, 0, 0] / unit, None if itself is twins else stacked(itself)[:, 0, 0] / unit,
         _rough(spline, norms, dtype),
     )  # fmt: skip
-
-
-def _norms(q: Tensor) -> tuple[float, ...]:
-    """The ends of the variances, and last one in their middle; 0 apart, as it has no correlations."""
-    positive = q[q > 0]
-    if not len(positive):
-        return (0.0,)
-    low, high = map(float, positive.aminmax())
-    middle = low if low == high else math.sqrt(low) * math.sqrt(high)
-    others = {low, high, *([0.0] if len(positive) < len(q) else [])} - {middle}
-    return (*sorted(others), middle)
 
 
 def _homogeneous(fold: Fold, norms: list[tuple[float, ...]], by_layer: bool, tolerance: float) -> bool | None:
@@ -168,7 +148,7 @@ def _homogeneous(fold: Fold, norms: list[tuple[float, ...]], by_layer: bool, tol
         return False
     # Not up to the ends, where roundings of the norms show.
     theta = np.linspace(0, math.pi, _COMPARED + 2)[1:-1]
-    values = _kernels(fold, norms[0], norms[1], theta, by_layer)
+    values = at_angles(fold, norms[0], norms[1], theta, by_layer)
     scale = torch.outer(*(torch.tensor(found, dtype=torch.float64).sqrt() for found in norms)).unsqueeze(-1)
     for unit in (torch.ones_like(scale), scale):
         if unit[-1, -1] > 0:
@@ -176,31 +156,6 @@ def _homogeneous(fold: Fold, norms: list[tuple[float, ...]], by_layer: bool, tol
             if ((values - one).abs() <= tolerance * one.abs().amax(-1, keepdim=True)).all():
                 return unit is scale
     return None
-
-
-def _kernels(fold: Fold, first: Sequence[float], second: Sequence[float], theta: np.ndarray, by_layer: bool) -> Tensor:
-    """The kernels at angles between inputs of each first and each second norm, `[kernels, first, second, angles]`."""
-    q1, q2 = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
-    at = torch.from_numpy(theta)
-    scale = torch.outer(q1, q2).sqrt().unsqueeze(-1)  # q itself for two inputs of variance q
-    same, c = (at == 0) & (q1[:, None, None] == q2[:, None]), (scale * at.cos()).flatten(1)
-    columns = q2 if len(q2) == 1 else q2.repeat_interleave(len(at))
-    found = fold(Pairs(q1, columns, c, _nothing(c, by_layer), same.flatten(1), bool(same.any())))
-    return _stacked(found).unflatten(-1, (len(q2), len(at)))
-
-
-def _equal(fold: Fold, q: float, columns: int, by_layer: bool) -> Kernels:
-    """The kernels of one input and its twins, or of one input and itself."""
-    c = torch.full((1, columns), q, dtype=torch.float64)
-    return fold(Pairs(c[0, :1], c[0], c, _nothing(c, by_layer), torch.ones_like(c, dtype=torch.bool), True))
-
-
-def _nothing(c: Tensor, by_layer: bool) -> Tensor:
-    return c.new_zeros((0, *c.shape) if by_layer else c.shape)
-
-
-def _stacked(found: Kernels) -> Tensor:
-    return torch.cat([found.nngp[None], found.ntk if found.ntk.ndim == 3 else found.ntk[None]])
 
 
 def _nodes(function: Function, degree: int, tolerance: float) -> tuple[np.ndarray, np.ndarray] | None:
@@ -235,12 +190,24 @@ def _spline(theta: np.ndarray, values: np.ndarray, degree: int) -> np.ndarray:
     return found
 
 
+def _lines(theta: np.ndarray, values: np.ndarray, degree: int) -> np.ndarray | None:
+    """The same with lines, of as many pieces as they ask for; None where these are too many."""
+    through = make_interp_spline(theta, values, degree, axis=1)
+    # A line is off by an eighth of the second derivative, times its length squared.
+    bend = (np.abs(through(theta, nu=2)).max(1) / np.abs(values).max(1).clip(_SMALL)).max()
+    pieces = 2 ** math.ceil(math.log2(math.pi * math.sqrt(max(bend, 1.0) / (8 * _OFF_LINE))))
+    if pieces > _LINES:
+        return None
+    ends = through(np.linspace(0, math.pi, pieces + 1))
+    return np.stack([ends, np.diff(ends, append=ends[:, -1:])], axis=1)
+
+
 def _rough(spline: np.ndarray, norms: list[tuple[float, ...]], dtype: torch.dtype) -> tuple[float, float]:
     """The correlations around 0 where what a product of float32 is off costs little; none for other results."""
     fits = all(_SMALL < q < 1 / _SMALL for found in norms for q in found if q)
     theta = np.linspace(0, math.pi, spline.shape[-1])
     slope = np.abs(spline[:, 1]) / (theta[1] * np.abs(spline[:, 0]).max(1, keepdims=True).clip(_SMALL))
-    bad = np.flatnonzero(slope.max(0) * _PRODUCT > _COST * np.sin(theta))
+    bad = np.flatnonzero(slope.max(0) * PRODUCT > _COST * np.sin(theta))
     middle = spline.shape[-1] // 2
     if dtype != torch.float32 or not fits or middle in bad:
         return 1.0, -1.0

@@ -6,9 +6,8 @@ are folded in float64 whatever the type of the results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -16,8 +15,10 @@ from torch import Tensor
 
 from layerwright.maths.activation import Activation
 from layerwright.maths.kernel import Kernels
-from layerwright.maths.kernel_pairs import Fold, Inputs, Pairs, Part, Side, side
+from layerwright.maths.kernel_angles import carried, of_equal, stacked
+from layerwright.maths.kernel_pairs import NOWHERE, Fold, Inputs, Pairs, Side, side
 from layerwright.maths.kernel_table import Table, tabulated
+from layerwright.maths.threads import on_threads
 
 __all__ = ["Folded", "Plan", "fill", "filled", "folded", "planned", "tiles"]
 
@@ -27,8 +28,6 @@ _ROWS, _BYTES = 128, 2**20
 # Freed in one piece, it makes glibc keep what tiles free, in place of giving each back to the system and getting it
 # again, page by page, in twice the time.
 _FREED = 2**25 - 2**16
-# Of the largest number of a tile, what float32 may lose.
-_CARRIED = 4e-6
 Tile = tuple[slice, slice]
 
 
@@ -39,11 +38,12 @@ class Folded:
     Attributes:
         fold: of the maps.
         inputs: the inputs.
-        dtype: of the results. Maps are folded in float32 for float32, as long as the pairs that are nearest to one or
-            to opposite in a tile agree with float64; a tile where they do not is folded in float64.
+        dtype: of the results.
         sides: what each activation, in the order of the fold, has to know of first and of second inputs.
         variances: mean squares of a unit of the output, `[N]` and `[M]`.
         layers: how many parts the tangent kernel has.
+        rough: correlations of inputs between which maps are folded in float32; other tiles are in float64.
+        parted: whether equal inputs end as different ones, by dropout.
     """
 
     fold: Fold
@@ -52,42 +52,23 @@ class Folded:
     sides: tuple[list[Side], list[Side]]
     variances: tuple[Tensor, Tensor]
     layers: int
+    rough: tuple[float, float]
+    parted: bool
 
-    def tile(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        """Where the inputs are equal, `[n, m]`, and the kernels, `[kernels, n, m]`, of a part of the pairs."""
-        itself = partial(self.inputs.itself, rows, columns)
-        if self.dtype == torch.float32:
-            same, found = self._folded(rows, columns, torch.float32, itself)
-            if self._carried(rows, columns, found):
-                return same, found
-        return self._folded(rows, columns, torch.float64, itself)
-
-    def _folded(
-        self, rows: Part, columns: Part, dtype: torch.dtype, itself: Callable[[], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """The kernels of a part of the pairs, `[kernels, n, m]`."""
         inputs, parts = self.inputs, (rows, columns)
-        same, c = inputs.same(rows, columns), inputs.covariances(rows, columns, dtype)
-        q1, q2 = (q[part].to(dtype) for q, part in zip(inputs.variances, parts))
-        told = zip(*([known.of(part, dtype) for known in found] for found, part in zip(self.sides, parts)))
+        c, _ = inputs.covariances(rows, columns, self.rough)
+        q1, q2 = (q[part].to(c.dtype) for q, part in zip(inputs.variances, parts))
+        told = zip(*([known.of(part, c.dtype) for known in found] for found, part in zip(self.sides, parts)))
         ntk = c.new_zeros((0, *c.shape) if inputs.by_layer else c.shape)
-        touches = bool(same.any())
-        nngp = torch.where(same, q1[:, None], c) if touches else c
-        end = self.fold(_Told(q1, q2, nngp, ntk, same, touches, told, itself))
+        given = _Told(
+            q1, q2, c, ntk, inputs.same(rows, columns), inputs.meeting(rows, columns), told,
+            partial(inputs.itself, rows, columns),
+        )  # fmt: skip
+        end = self.fold(replace(given, nngp=given.where_same(q1, c)))
         # What is known of each input alone is exact in any type.
-        nngp = end.where_same(self.variances[0][rows].to(dtype), end.nngp)
-        return end.same, torch.cat([nngp[None], end.ntk if inputs.by_layer else end.ntk[None]])
-
-    def _carried(self, rows: slice, columns: slice, found: Tensor) -> bool:
-        """Whether float32 carried the kernels of the two pairs that ask most of it."""
-        over = [q[part].rsqrt().to(found.dtype) for q, part in zip(self.variances, (rows, columns))]
-        rho = (found[0] * over[0][:, None]).mul_(over[1]).masked_fill_(self.inputs.same(rows, columns), 0.0)
-        at = [divmod(int(k), rho.shape[1]) for k in (rho.argmax(), rho.argmin())]
-        first, second = torch.tensor(at).T
-        few = first + rows.start, second + columns.start
-        same = self.inputs.same(*few)
-        _, exact = self._folded(*few, torch.float64, lambda: same)
-        off = (found[:, first][:, :, second] - exact).abs()[:, ~same]
-        return bool((off <= _CARRIED * found.abs().amax((1, 2))[:, None]).all())
+        return stacked(replace(end, nngp=end.where_same(self.variances[0][rows].to(c.dtype), end.nngp)))
 
 
 Plan = Folded | Table
@@ -144,8 +125,14 @@ def folded(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Folded:
         none = q.new_zeros(len(q), 0)
         ntk = none[None][:0] if inputs.by_layer else none
         written.append([])
-        ends.append(fold(_Alone(q, q[:0], none, ntk, none.bool(), False, written[-1])))
-    return Folded(fold, inputs, dtype, (written[0], written[-1]), (ends[0].q1, ends[-1].q1), _layers(ends[0]))
+        ends.append(fold(_Alone(q, q[:0], none, ntk, none.bool(), NOWHERE, written[-1])))
+    rough = carried(fold, inputs) if dtype == torch.float32 else (1.0, -1.0)
+    sides, variances, parted = (
+        (written[0], written[-1]),
+        (ends[0].q1, ends[-1].q1),
+        not of_equal(fold, 1.0, 2).same.all(),
+    )
+    return Folded(fold, inputs, dtype, sides, variances, _layers(ends[0]), rough, parted)
 
 
 def _layers(found: Kernels) -> int:
@@ -166,11 +153,11 @@ def filled(plan: Plan, dtype: torch.dtype) -> Kernels:
                 [2., 2.]])
     """
     n, m = plan.inputs.shape
-    same = torch.empty(n, m, dtype=torch.bool)
     nngp, ntk = torch.empty(n, m, dtype=dtype), torch.empty(plan.layers, n, m, dtype=dtype)
-    fill(plan, tiles(plan, slice(n), slice(m)), nngp, ntk, same)
+    fill(plan, tiles(plan, slice(n), slice(m)), nngp, ntk)
     q1, q2 = (q.to(dtype) for q in plan.variances)
-    return Kernels(q1, q2, nngp, ntk if plan.inputs.by_layer else ntk[0], same)
+    same = plan.inputs.itself if plan.parted else plan.inputs.same
+    return Kernels(q1, q2, nngp, ntk if plan.inputs.by_layer else ntk[0], same(slice(0, n), slice(0, m)))
 
 
 def tiles(plan: Plan, rows: slice, columns: slice) -> list[Tile]:
@@ -192,7 +179,7 @@ def tiles(plan: Plan, rows: slice, columns: slice) -> list[Tile]:
     ]
 
 
-def fill(plan: Plan, todo: Iterable[Tile], nngp: Tensor, ntk: Tensor, same: Tensor | None = None) -> None:
+def fill(plan: Plan, todo: Sequence[Tile], nngp: Tensor, ntk: Tensor) -> None:
     """Write the kernels of some tiles, and what mirrors them.
 
     Args:
@@ -200,33 +187,21 @@ def fill(plan: Plan, todo: Iterable[Tile], nngp: Tensor, ntk: Tensor, same: Tens
         todo: the tiles.
         nngp: filled, `[N, M]`.
         ntk: filled, `[layers, N, M]`.
-        same: filled if there, `[N, M]`.
 
     Raises:
         ValueError: the kernels overflow.
     """
     torch.empty(_FREED, dtype=torch.uint8)
-    run = partial(_fill, plan, nngp, ntk, same)
-    todo, threads = list(todo), torch.get_num_threads()
-    if min(len(todo), threads) == 1:
-        for tile in todo:
-            run(tile)
-        return
-    try:
-        with ThreadPoolExecutor(min(len(todo), threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(run, todo):
-                pass
-    finally:
-        torch.set_num_threads(threads)
+    for _ in on_threads(partial(_fill, plan, nngp, ntk), todo):
+        pass
 
 
-def _fill(plan: Plan, nngp: Tensor, ntk: Tensor, same: Tensor | None, tile: Tile) -> None:
+def _fill(plan: Plan, nngp: Tensor, ntk: Tensor, tile: Tile) -> None:
     rows, columns = tile
-    equal, found = plan.tile(rows, columns)
-    found = found.to(nngp.dtype)
+    found = plan.tile(rows, columns).to(nngp.dtype)
     if not all(map(torch.isfinite, found.aminmax())):
         raise ValueError("got kernels that overflow; expected finite ones: take smaller variances or fewer layers")
-    for whole, part in ((nngp, found[0]), (ntk, found[1:]), *([(same, equal)] if same is not None else [])):
+    for whole, part in ((nngp, found[0]), (ntk, found[1:])):
         whole[..., rows, columns] = part
         if plan.inputs.one:
             if columns.start == rows.start:

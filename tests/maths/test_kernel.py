@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from layerwright.maths.activation import activation
-from layerwright.maths.kernel import Kernels, Map, add, dense, dropout, inputs, nonlinear, norm
+from layerwright.maths.kernel import Kernels, Map, add, dense, dropout, inputs, kinds, nonlinear, norm
 
 float64 = partial(torch.tensor, dtype=torch.float64)
 
@@ -149,6 +149,19 @@ def test_a_zero_vector_has_a_kernel_of_its_biases() -> None:
         (torch.ones(2, 2, dtype=torch.complex64), None, "complex"),
     ],
 )  # fmt: skip
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_rows_are_of_one_kind_where_all_their_numbers_are(dtype: torch.dtype, width: int) -> None:
+    g = torch.Generator().manual_seed(1)
+    many, few = (torch.randint(-n, n, (30, width), generator=g).to(dtype) for n in (1000, 2))
+    few[3], few[4] = 0.0, -0.0
+    for rows in (many, few):
+        (kind, _), (first, second) = kinds(rows, rows), kinds(rows, rows[::2])
+        equal = (rows[:, None] == rows).all(-1)
+        assert torch.equal(kind[:, None] == kind, equal)
+        assert torch.equal(first[:, None] == second, equal[:, ::2])
+
+
 def test_inputs_that_cannot_be_used(x: Tensor, x2: Tensor | None, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         inputs(x, x2)
