@@ -17,7 +17,7 @@ from layerwright.core.anatomy import Anatomy
 from layerwright.core.depth_config import DepthConfig
 from layerwright.core.draft import Block, Draft, Weights
 from layerwright.core.errors import NotByBlocks, UserError
-from layerwright.core.frame import builder, container_of, described, entries_of, host_of
+from layerwright.core.frame import container_of, depth_config, described, host_of
 from layerwright.core.inputs import Inputs
 from layerwright.core.probe import probe_inputs
 from layerwright.core.recipe import Recipe
@@ -60,7 +60,7 @@ class LiveBase:
         if not described(self.model):
             return None
         parent, _ = container_of(self.stack)
-        return DepthConfig(entries_of(self.model.config), len(self.paths), builder(self.model, parent))
+        return depth_config(self.model, parent, len(self.paths))
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -114,7 +114,7 @@ class StoredBase:
     @cached_property
     def config(self) -> DepthConfig:
         """What its configuration says of blocks."""
-        return DepthConfig(entries_of(self.model.config), self.depth, builder(self.model, self.container))
+        return depth_config(self.model, self.container, self.depth)
 
     @cached_property
     def as_is(self) -> bool:

@@ -7,6 +7,7 @@ block that the new configuration makes must be what its source is; where no conf
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise, product
@@ -59,6 +60,8 @@ class DepthConfig:
             UserError: no entry is the depth.
         """
         self.entries, self.depth, self._build = entries, depth, build
+        self._orders: dict[tuple[int, ...], tuple[Entries, tuple[str, ...]]] = {}
+        self._seen: dict[str, list[dict[str, Any]] | str] = {}
         built = build(entries)
         if isinstance(built, str):
             raise UserError(f"the model's class does not build it from its own configuration again: {built}")
@@ -110,8 +113,15 @@ class DepthConfig:
             UserError: no configuration makes every block what its source is; the message names the first, and the
                 entries that cannot say it.
         """
+        key = tuple(order)
+        if key not in self._orders:
+            self._orders[key] = self._of(order)
+        entries, notes = self._orders[key]
+        return self._set(entries, settings), notes
+
+    def _of(self, order: Sequence[int]) -> tuple[Entries, tuple[str, ...]]:
         if list(order) == list(range(self.depth)):
-            return self._set(self.entries, settings), ()
+            return self.entries, ()
         self._check_around(order)
         entries = self._remapped(self.place, order)
         made = self._made(entries, len(order))
@@ -120,7 +130,7 @@ class DepthConfig:
             made = self._made(entries, len(order))
         if isinstance(made, str) or self._wrong(made, order) is not None:
             entries = self._solved(entries, order)
-        return self._set(entries, settings), self._unknown(entries)
+        return entries, self._unknown(entries)
 
     def beside(self, entries: Entries | None = None) -> Mapping[str, Any]:
         """The entries among which the depth stands: those of the tower."""
@@ -138,6 +148,12 @@ class DepthConfig:
 
     def _made(self, entries: Entries, depth: int) -> list[dict[str, Any]] | str:
         """What the blocks are; or why there is no such model, or not with the same weights around them."""
+        key = json.dumps([depth, entries], sort_keys=True, default=str)
+        if key not in self._seen:
+            self._seen[key] = self._look(entries, depth)
+        return self._seen[key]
+
+    def _look(self, entries: Entries, depth: int) -> list[dict[str, Any]] | str:
         built = self._build(entries)
         if isinstance(built, str):
             return built

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,12 +13,16 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from layerwright.core.depth_config import Build, Built
+from layerwright.core.depth_config import Build, Built, DepthConfig
 from layerwright.core.depth_search import Entries
 from layerwright.core.errors import UserError
 from layerwright.core.load import quietly
 from layerwright.core.makes import counters
 from layerwright.core.stack import Stack
+
+# What configurations say of blocks, for classes and configurations that were asked for lately.
+_KNOWN: dict[tuple[Any, ...], DepthConfig] = {}
+_MOST_KNOWN = 64
 
 
 class Frame:
@@ -104,13 +109,34 @@ def config_of(like: Any, entries: Entries) -> Any:
     return config
 
 
-def builder(model: nn.Module, container: str) -> Build:
-    """Models of the class for any configuration, on the meta device."""
+def depth_config(model: nn.Module, container: str, depth: int) -> DepthConfig:
+    """What a model's configuration says of its blocks: found once for all models of a class and a configuration.
+
+    Args:
+        model: that a configuration describes.
+        container: path of its list of blocks.
+        depth: of its tower.
+    """
+    config: Any = model.config
+    entries = entries_of(config)
     # One block that runs several times: only the configuration says how often.
     shared = len(list(model.get_submodule(container).children())) == 1
+    about = container, depth, shared, getattr(config, "_attn_implementation", None)
+    key = (type(model), type(config), *about, json.dumps(entries, sort_keys=True, default=str))
+    if key not in _KNOWN:
+        found = DepthConfig(entries, depth, _builder(type(model), config, container, shared))
+        while len(_KNOWN) >= _MOST_KNOWN:
+            del _KNOWN[next(iter(_KNOWN))]
+        _KNOWN[key] = found
+    return _KNOWN[key]
+
+
+def _builder(kind: type[nn.Module], like: Any, container: str, shared: bool) -> Build:
+    """Models of a class for any configuration, on the meta device."""
+    like = copy.deepcopy(like)  # the caller's own may change, and is not to be kept
 
     def build(entries: Entries) -> Built | str:
-        made = _empty(model, entries)
+        made = _empty(kind, like, entries)
         if isinstance(made, str):
             return made
         blocks = list(made.get_submodule(container).children())
@@ -122,12 +148,12 @@ def builder(model: nn.Module, container: str) -> Build:
     return build
 
 
-def _empty(model: nn.Module, entries: Entries) -> Any:
-    """A model of the same class without weights, or why there is none."""
+def _empty(kind: type[nn.Module], like: Any, entries: Entries) -> Any:
+    """A model of a class without weights, with a configuration of the kind of another; or why there is none."""
     try:
-        config = config_of(model.config, entries)
+        config = config_of(like, entries)
         with quietly(), torch.device("meta"):
-            return type(model)(config)
+            return kind(config)
     except Exception as error:  # whatever a class says to a configuration that it cannot have
         return _reason(error)
 
@@ -145,7 +171,8 @@ def frame_of_config(stack: Stack, entries: Entries, order: Sequence[int]) -> Fra
         UserError: there is none.
     """
     parent, _ = container_of(stack)
-    model = _empty(stack.model, entries)
+    like: Any = stack.model
+    model = _empty(type(like), like.config, entries)
     if isinstance(model, str):
         raise UserError(f"{type(stack.model).__name__} cannot be built with the new configuration: {model}")
     shared = len(stack.tower.block_paths) == 1
