@@ -95,7 +95,7 @@ def hermite_coefficients(function: Function, q: Tensor, terms: int, kinks: tuple
         values = weight * _values(function, part, z)
         if len(z) > 1:
             return torch.stack([(values * h).sum(-1) for h in hermite_polynomials(z, terms)], -1)
-        return values @ torch.stack(list(hermite_polynomials(z[0], terms)), -1)
+        return values @ _at_nodes(terms)
 
     return _chunked(coefficients, q, (terms,))
 
@@ -158,6 +158,12 @@ def _rule(q: Tensor, kinks: tuple[float, ...], nodes: int, scale: float) -> tupl
     z = (middle.unsqueeze(-1) + radius.unsqueeze(-1) * x).flatten(-2)
     density = torch.exp(-z.square() / 2) / math.sqrt(2 * math.pi)
     return z, (radius.unsqueeze(-1) * w).flatten(-2) * density
+
+
+@lru_cache(4)
+def _at_nodes(terms: int) -> Tensor:
+    """Hermite polynomials at the nodes of the finer rule without kinks, `[nodes, terms]`."""
+    return torch.stack(list(hermite_polynomials(_rule(torch.ones(1), (), *_FINE)[0][0], terms)), -1)
 
 
 @lru_cache

@@ -56,8 +56,9 @@ class Series:
 
     def at(self, q: Tensor, terms: int) -> Tensor:
         """The coefficients of φ and of φ′ for variances among those of the series, `[2, terms, N]`, in their type."""
-        found = _coefficients(self.phi, q, terms) if self.range is None else self.range.at(q, terms)
-        return found.to(q.dtype)
+        few, where = q.unique(return_inverse=True)
+        found = _coefficients(self.phi, few, terms) if self.range is None else self.range.at(few, terms)
+        return found.to(q.dtype)[:, :, where]
 
     def enough(self, other: Series, largest: float, off: float) -> int:
         """How many terms, at least one, pairs of correlations up to the largest ask for."""

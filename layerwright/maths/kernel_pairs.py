@@ -148,8 +148,9 @@ def side(phi: Activation, q: Tensor) -> Side:
     """
     if phi.closed is not None and q.isfinite().all():
         return Side(torch.stack(phi.closed.both(q, q, q)), None)
-    numbers = torch.stack([phi.diagonal(q), phi.diagonal_derivative(q)])
-    return Side(numbers, series(phi, q, numbers))
+    few, where = q.unique(return_inverse=True)
+    numbers = torch.stack([phi.diagonal(few), phi.diagonal_derivative(few)])
+    return Side(numbers[:, where], series(phi, few, numbers))
 
 
 @dataclass(frozen=True)
