@@ -130,13 +130,13 @@ def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
     nodes = _nodes(function, degree, tolerance)
     if nodes is None:
         return None
-    spline = _lines(*nodes, degree) if dtype == torch.float32 else None
-    spline = _spline(*nodes, degree) if spline is None else spline
+    spline = _spline(*nodes, degree)
+    pieces = _lines(spline) if dtype == torch.float32 else spline
     twins = of_equal(fold, first, 2, inputs.by_layer)
     itself = twins if twins.same.all() else of_equal(fold, first, 1, inputs.by_layer)
     end = twins if second == first else of_equal(fold, second, 2, inputs.by_layer)
     return Table(
-        inputs, homogeneous, torch.from_numpy(spline).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
+        inputs, homogeneous, torch.from_numpy(pieces).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
         stacked(twins)[:, 0, 0] / unit, None if itself is twins else stacked(itself)[:, 0, 0] / unit,
         _rough(spline, norms, dtype),
     )  # fmt: skip
@@ -190,16 +190,17 @@ def _spline(theta: np.ndarray, values: np.ndarray, degree: int) -> np.ndarray:
     return found
 
 
-def _lines(theta: np.ndarray, values: np.ndarray, degree: int) -> np.ndarray | None:
-    """The same with lines, of as many pieces as they ask for; None where these are too many."""
-    through = make_interp_spline(theta, values, degree, axis=1)
+def _lines(spline: np.ndarray) -> np.ndarray:
+    """The same with lines, of as many pieces as they ask for; as it is where these are too many."""
+    pieces = spline.shape[-1] - 1
     # A line is off by an eighth of the second derivative, times its length squared.
-    bend = (np.abs(through(theta, nu=2)).max(1) / np.abs(values).max(1).clip(_SMALL)).max()
-    pieces = 2 ** math.ceil(math.log2(math.pi * math.sqrt(max(bend, 1.0) / (8 * _OFF_LINE))))
-    if pieces > _LINES:
-        return None
-    ends = through(np.linspace(0, math.pi, pieces + 1))
-    return np.stack([ends, np.diff(ends, append=ends[:, -1:])], axis=1)
+    bend = (np.abs(spline[:, 2]).max(1) / np.abs(spline[:, 0]).max(1).clip(_SMALL)).max() / 4
+    finer = 2 ** math.ceil(math.log2(max(1.0, bend / _OFF_LINE)) / 2)
+    if finer * pieces > _LINES:
+        return spline
+    u = (np.arange(finer) / finer) ** np.arange(spline.shape[1])[:, None]
+    values = np.append(np.einsum("kcp,cu->kpu", spline[:, :, :-1], u).reshape(len(spline), -1), spline[:, 0, -1:], 1)
+    return np.stack([values, np.diff(values, append=values[:, -1:])], axis=1)
 
 
 def _rough(spline: np.ndarray, norms: list[tuple[float, ...]], dtype: torch.dtype) -> tuple[float, float]:
