@@ -117,6 +117,10 @@ def test_lists_and_explanations(tiny_folder, text_file, capsys) -> None:
     assert code == 0
     assert "at least 0, at most 2" in out
     assert "1 − cos(h_l, h_{l+1})" in out
+    for name in ("signal_propagation", "tangent_kernel", "tower", "Conv"):
+        code, out, _ = run(capsys, "explain", name)
+        assert (code, out.splitlines()[0]) == (0, name)
+        assert "Raises:" in out or name == "Conv"
     code, out, _ = run(capsys, "list", "towers", tiny_folder, "--text", text_file)
     assert code == 0
     assert out.splitlines()[1].split() == ["model.layers", "3", "LlamaDecoderLayer"]
@@ -220,8 +224,8 @@ def test_ctrl_c(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "layerwright.cli", "survey", str(tmp_path / "none")]
+    command = [sys.executable, "-m", "layerwright", "train", str(tmp_path / "none")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no folder")
+    assert done.stderr.startswith("error: Missing option '--steps'")
     assert "Traceback" not in done.stderr

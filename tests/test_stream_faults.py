@@ -361,7 +361,7 @@ def test_signals_in_the_middle_of_a_block(
     arguments += ["--stream", "always", "--only", "skip_effect", "first_order_skip", "--out"]
     out = tmp_path / "out"
     for number, record in signals:
-        program = [sys.executable, "-m", "layerwright.cli", *map(str, arguments), str(out)]
+        program = [sys.executable, "-m", "layerwright", *map(str, arguments), str(out)]
         process = subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until((out / "walk" / "records" / record).exists, process)
         process.send_signal(number)

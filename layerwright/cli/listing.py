@@ -58,7 +58,7 @@ def list_(
 
 
 def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="What `lw list` names.")]) -> None:
-    """Explain a measure, a planner, a step, a theory or a claim: definition, unit, options, paper."""
+    """Explain a measure, a planner, a step, a theory, a claim or a function: definition, unit, options, paper."""
     from layerwright.core import claim, registry
     from layerwright.report import terminal
 
@@ -82,11 +82,15 @@ def explain(name: Annotated[str, typer.Argument(metavar="NAME", help="What `lw l
         facts = {"reads": ", ".join(t.needs) or "nothing", "options": options, "paper": terminal.cited(t.paper)}
         terminal.explain_function(name, t.function, facts)
         return
+    functions = _functions()
+    if name in functions:
+        terminal.explain_function(name, functions[name], {"in Python": functions[name].__module__})
+        return
     from layerwright import verbs
 
     verdicts = {record["claim"]: record for record in verbs.claims().attrs["records"]}
     if name not in verdicts:
-        near = registry.nearest(name, [*measures, *planners, *steps, *theories, *verdicts])
+        near = registry.nearest(name, [*measures, *planners, *steps, *theories, *functions, *verdicts])
         raise UserError(f"nothing is called {name!r}; did you mean {near!r}? `lw list` shows all")
     terminal.explain_claim(claim.CLAIMS[name], verdicts[name])
 
@@ -140,6 +144,16 @@ def _theories() -> dict[str, Any]:
     from layerwright.core import theory
 
     return theory.THEORIES
+
+
+def _functions() -> dict[str, Any]:
+    """What the package offers in Python, also the words of a tower."""
+    import layerwright
+    from layerwright import theories
+
+    rooms = ((layerwright, layerwright.__all__), (theories, vars(theories)))
+    found = {name: getattr(room, name) for room, names in rooms for name in names if not name.startswith("_")}
+    return {name: value for name, value in found.items() if callable(value)}
 
 
 def _towers(model: str, data: str | None, trust_remote_code: bool) -> Sequence[Any]:

@@ -247,7 +247,9 @@ def _covariances(*given: Numbers) -> tuple[Tensor, Tensor, Tensor]:
     dtype = max(types, key=lambda d: d.itemsize, default=torch.float64)
     q1, c, q2 = (torch.as_tensor(x, dtype=dtype) for x in given)
     if not all((q >= 0).all() and q.isfinite().all() for q in (q1, q2)):
-        raise ValueError("got a variance that is negative or not finite; expected E u² of a Gaussian")
+        raise ValueError(
+            "got a variance that is negative or not finite; expected E u² of a Gaussian: scale the inputs down"
+        )
     # Inner products are as near as a Gram matrix comes, in half the digits; NaN is no covariance either.
     slack = 1 + math.sqrt(torch.finfo(dtype).eps)
     if not (c.abs() <= slack * (q1 * q2).sqrt()).all():

@@ -93,7 +93,7 @@ def hermite_coefficients(function: Function, q: Tensor, terms: int, kinks: tuple
         _mean_square(function, part, kinks)
         z, weight = _rule(part, kinks, *_FINE)
         values = weight * _values(function, part, z)
-        if len(z) > 1:
+        if any(kinks):
             return torch.stack([(values * h).sum(-1) for h in hermite_polynomials(z, terms)], -1)
         return values @ _at_nodes(terms)
 
@@ -116,7 +116,9 @@ def hermite_series(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
 def _chunked(compute: Callable[[Tensor], Tensor], q: Tensor, tail: tuple[int, ...]) -> Tensor:
     flat = q.detach().reshape(-1).cpu().double()
     if not (flat.isfinite().all() and (flat >= 0).all()):
-        raise ValueError("got a variance that is negative or not finite; expected E u² of a Gaussian")
+        raise ValueError(
+            "got a variance that is negative or not finite; expected E u² of a Gaussian: scale the inputs down"
+        )
     parts = [compute(part) for part in flat.split(_CHUNK)] if len(flat) else [flat.new_empty(0, *tail)]
     return torch.cat(parts).reshape(q.shape + tail).to(q.device)
 

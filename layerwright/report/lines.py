@@ -62,7 +62,8 @@ def lines(
     y = fit((n for p in points for n in p[1:]), zero=False, kind="log" if log else "linear")
     places, rows = _legend_places([name.strip("()") for name in series])
     axes = _Axes(x, y, TOP + ROW * rows)
-    marks = [_grid(axes), _names(axes, across, up)]
+    whole = all(float(p[0]).is_integer() for p in points)
+    marks = [_grid(axes, whole), _names(axes, across, up)]
     for k, (name, line) in enumerate(series.items()):
         marks += [_line(line, axes, k, dashed=name.startswith("(")), _legend(name.strip("()"), k, *places[k])]
     return str(
@@ -74,13 +75,14 @@ def lines(
     )  # fmt: skip
 
 
-def _grid(axes: _Axes) -> Markup:
+def _grid(axes: _Axes, whole: bool) -> Markup:
+    """Ticks and lines; where only whole numbers are asked of the horizontal axis, as of layers, it has no others."""
     marks = []
     for tick in axes.y.ticks():
         at = axes.place(axes.x.low, tick)[1]
         marks.append(element("path", d=f"M{LEFT} {at:.1f}H{RIGHT}", stroke="currentColor", stroke_opacity=0.18))
         marks.append(element("text", short(tick), x=LEFT - 7, y=f"{at + 4.5:.1f}", text_anchor="end"))
-    for tick in axes.x.ticks(6):
+    for tick in [tick for tick in axes.x.ticks(6) if tick.is_integer() or not whole]:
         at = axes.place(tick, axes.y.low)[0]
         marks.append(element("path", d=f"M{at:.1f} {axes.bottom:g}v4", stroke="currentColor", stroke_opacity=0.5))
         marks.append(element("text", short(tick), x=f"{at:.1f}", y=f"{axes.bottom + 19:g}", text_anchor="middle"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -299,4 +300,18 @@ def explain_function(
     console = console or Console(highlight=False)
     console.print(Text(name, "bold"))
     record(facts, console)
-    console.print(Text("\n" + (inspect.getdoc(function) or "")))
+    console.print(Text("\n" + _flowing(inspect.getdoc(function) or "")))
+
+
+def _flowing(text: str) -> str:
+    """Documentation whose lines go on to the end of their paragraph: a terminal breaks them where it is narrow."""
+    lines: list[str] = []
+    wide = False  # the source breaks lines at 120 columns
+    for line in text.splitlines():
+        alone = re.match(r"\s*(>>>|\.\.\.|\w+:|$)", line)
+        if wide and not alone:
+            lines[-1] += " " + line.strip()
+        else:
+            lines.append(line)
+        wide = len(line) > 80 and ">>>" not in line
+    return "\n".join(lines)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from layerwright.core.errors import UserError
-from layerwright.core.theory import Prediction, theory
+from layerwright.core.theory import Picture, Prediction, theory
 from layerwright.maths.deep_linear import collapse_strengths, survival_count
 
 
@@ -43,7 +43,7 @@ def deep_linear_collapse(
 
     Returns:
         by class: samples, squared lengths of features and rows, the output for its own class (1 would fit exactly), and
-        whether it survives.
+        whether it survives; the picture is the output by samples.
 
     Raises:
         UserError: a count, the number of matrices or a decay is not above 0.
@@ -73,4 +73,6 @@ def deep_linear_collapse(
     )  # fmt: skip
     units = {"samples": "sample", "feature_square": "1", "row_square": "1", "output": "1"}
     notes = [f"a class survives from {least:.4g} samples on, of {sum(numbers)} in all"]
-    return Prediction(table, units, notes)
+    outputs = sorted(zip(map(float, numbers), table["output"].tolist()))
+    picture = Picture({"a class": outputs}, across="samples of the class", up="output for it (1)", log_across=True)
+    return Prediction(table, units, notes, picture)

@@ -94,7 +94,6 @@ def infinite_depth(
     rows = _rows(found, dimension)
     if data is None:
         return Prediction(quantities(rows), notes=notes, picture=_by_distance(phi, found, depth, variance))
-    assert dimension is not None
     answers = _Answers(data, dimension)
     by_depth = dict(_classified(phi, data, depth, variance, notes))
     rows += answers.rows(by_depth[depth])
@@ -165,11 +164,12 @@ def _notes(phi: Activation, found: Limit, data: SphereData | None) -> list[str]:
     return notes
 
 
-def _estimated(data: SphereData, notes: list[str]) -> float:
+def _estimated(data: SphereData, notes: list[str]) -> float | None:
     try:
         found, error = two_nn(data.inputs)
     except ValueError as problem:
-        raise UserError(f"no dimension can be estimated: {problem}; or give dimension") from None
+        notes.append(f"no dimension can be estimated: {problem}; give dimension for the Hilbert estimate")
+        return None
     notes.append(f"dimension {found:.3g} ± {error:.2g} is estimated from the inputs; give dimension for another")
     return max(found, 0.5)
 
@@ -199,14 +199,15 @@ def _classified(
 class _Answers:
     """What the simple classifiers say of the queries, and what others share with them."""
 
-    def __init__(self, data: SphereData, dimension: float) -> None:
+    def __init__(self, data: SphereData, dimension: float | None) -> None:
         query = distances(data.queries, data.inputs)
         self._truth = data.truth
         self._simple = {
             "nearest": data.targets[query.argmin(1)].argmax(1),
             "majority": np.full(len(query), data.targets.sum(0).argmax()),
-            "Hilbert": hilbert_scores(query, data.targets, dimension).argmax(1),
         }
+        if dimension is not None:
+            self._simple["Hilbert"] = hilbert_scores(query, data.targets, dimension).argmax(1)
 
     def rows(self, given: Mapping[str, np.ndarray]) -> list[Row]:
         """Accuracies and agreements at one depth."""

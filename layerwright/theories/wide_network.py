@@ -163,6 +163,8 @@ def _picture(found: _Found, y: np.ndarray | None) -> Picture | None:
 
 
 def _centred(y: np.ndarray) -> np.ndarray:
+    if len(y) == 1:
+        raise UserError("got targets of one input; expected at least two, or leave them out")
     y = y - y.mean(0)
     if not y.any():
         raise UserError("got targets that are the same for all inputs; expected some that vary, or leave them out")

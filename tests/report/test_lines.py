@@ -25,6 +25,13 @@ def test_powers_of_ten_are_evenly_spaced_on_a_logarithmic_axis() -> None:
     assert abs((y[1] - y[0]) - (y[2] - y[1])) < 0.2
 
 
+def test_an_axis_of_whole_numbers_has_no_other_ticks() -> None:
+    layers, halves = (lines({"a": [(x, 1.0), (x + step, 2.0)]}, across="l", up="y", label="")
+                      for x, step in ((1, 1), (1, 1.5)))  # fmt: skip
+    assert ">1.25<" in halves
+    assert layers.count('text-anchor="middle"') == 3  # 1, 2 and the name
+
+
 def test_an_interval_is_a_bar_around_its_point_and_widens_the_axis() -> None:
     svg = drawn({"loss": [(0, 2, 1, 4), (1, 2, 1.5, 2.5)]})
     bars = [(float(low), float(high)) for low, high in re.findall(r"M[\d.]+ ([\d.]+)V([\d.]+)", svg)]

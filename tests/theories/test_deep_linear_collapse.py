@@ -23,6 +23,14 @@ def test_small_classes_vanish_where_the_note_says() -> None:
     assert (found.table.loc[~found.table["survives"], ["row_square", "feature_square", "output"]] == 0).all(axis=None)
 
 
+def test_the_picture_is_the_output_by_samples_from_the_smallest_class_on() -> None:
+    found = lw.predict("deep_linear_collapse", counts=[40, 3, 10])
+    assert found.picture is not None
+    (points,) = found.picture.series.values()
+    assert points == list(zip([3.0, 10.0, 40.0], found.table["output"].iloc[[1, 2, 0]]))
+    assert "<svg" in lw.predict("deep_linear_collapse", counts=[7]).svg()
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

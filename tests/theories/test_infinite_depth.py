@@ -157,6 +157,14 @@ def test_inputs_that_point_apart_are_refused(arrays: dict) -> None:
 X, Y = np.ones((4, 2)), np.arange(4)
 
 
+def test_without_a_dimension_the_hilbert_estimate_is_left_out_and_that_is_said() -> None:
+    few = {"inputs": X, "labels": Y, "queries": X}
+    found, given = lw.predict("infinite_depth", few), lw.predict("infinite_depth", few, dimension=1)
+    assert any("no dimension can be estimated" in note for note in found.notes)
+    assert set(given.table["quantity"]) - set(found.table["quantity"]) >= {"dimension", "K_as_Hilbert"}
+    assert found["K_as_nearest"] == given["K_as_nearest"]
+
+
 @pytest.mark.parametrize(
     "arrays, options, words",
     [
@@ -169,7 +177,6 @@ X, Y = np.ones((4, 2)), np.arange(4)
         ({"inputs": X, "labels": Y / 2}, {}, "got labels of type float64"),
         ({"inputs": X[:1], "labels": Y[:1]}, {}, "got 1 input and no queries"),
         ({"inputs": X, "labels": Y, "queries": np.ones((2, 3))}, {}, "2 columns and queries of 3"),
-        ({"inputs": X, "labels": Y, "queries": X}, {}, "no dimension can be estimated"),
         ({"inputs": np.ones((9000, 2)), "labels": np.zeros(9000, int), "queries": X}, {"dimension": 1}, "at most"),
         ({}, {"activation": "optimal"}, "a dimension with it"), ({}, {"activation": "rellu"}, "nearest: 'relu'"),
         ({}, {"activation": "optimal", "dimension": 2, "variance": 2.0}, "expected variance=1"),

@@ -126,6 +126,7 @@ NAN, ONES = np.array([[math.nan, 1.0]]), np.ones((2, 2))
         ({"inputs": np.array([["a"]])}, {}, "expected real numbers"), ({"targets": ONES}, {}, "targets without inputs"),
         ({"inputs": ONES, "targets": np.ones(3)}, {}, r"got targets \(3, 1\) for 2 inputs"),
         ({"inputs": ONES, "targets": np.ones(2)}, {}, "the same for all inputs"),
+        ({"inputs": ONES[:1], "targets": np.ones(1)}, {}, "targets of one input"),
         ({"inputs": ONES, "targets": NAN[0]}, {}, "got targets that are NaN"),
         ({}, {"activation": "step"}, "no tangent kernel"), ({}, {"activation": "rellu"}, "nearest: 'relu'"),
         ({}, {"depth": 0}, "depth=0"), ({}, {"samples": 1.5}, "samples=1.5"), ({}, {"dimension": 0}, "dimension=0"),

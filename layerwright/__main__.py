@@ -1,4 +1,4 @@
-"""`python -m layerwright.cli`."""
+"""`python -m layerwright`."""
 
 from layerwright.cli import program
 
