@@ -33,9 +33,11 @@ def erf() -> ClosedForm:
         return 2 / math.sqrt(math.pi) * torch.exp(-x.square())
 
     def together(q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        c = 2 * c
-        r = quick_determinant(2 * q1, c, 2 * q2).add_(1 + 2 * q1).add_(2 * q2).sqrt_()
-        return torch.atan2(c, r).mul_(2 / math.pi), r.reciprocal_().mul_(4 / math.pi)
+        first, second = (1 + 2 * q1).rsqrt(), (1 + 2 * q2).rsqrt()
+        s = (c * (2 * first)).mul_(second).clamp_(-1.0, 1.0)
+        value, left = torch.asin(s).mul_(2 / math.pi), torch.addcmul(s.new_ones(()), s, s, value=-1)
+        # It is above 0 but for rounding, where variances are as large as that asks for.
+        return value, left.clamp_min_(torch.finfo(s.dtype).eps).rsqrt_().mul_(4 / math.pi * first).mul_(second)
 
     return ClosedForm(torch.erf, slope, value, lambda q1, c, q2: 4 / math.pi / root(q1, c, q2), together=together)
 

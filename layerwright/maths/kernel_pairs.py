@@ -146,8 +146,9 @@ def side(phi: Activation, q: Tensor) -> Side:
         tensor([[1.0000],
                 [0.5000]])
     """
-    if phi.closed is not None and q.isfinite().all():
-        return Side(torch.stack(phi.closed.both(q, q, q)), None)
+    closed = phi.closed
+    if closed is not None and closed.dual_derivative is not None and q.isfinite().all():
+        return Side(torch.stack([closed.dual(q, q, q), closed.dual_derivative(q, q, q)]), None)
     few, where = q.unique(return_inverse=True)
     numbers = torch.stack([phi.diagonal(few), phi.diagonal_derivative(few)])
     return Side(numbers[:, where], series(phi, few, numbers))
@@ -177,16 +178,22 @@ class Pairs(Kernels):
             assert first.series is not None
             assert second.series is not None
             dual, slope = self._series(first.series, second.series)
-        dual, slope = (self.where_same(exact, values) for exact, values in zip(first.numbers, (dual, slope)))
+        dual, slope = (
+            self._put(exact, values if values.is_contiguous() else values.clone())
+            for exact, values in zip(first.numbers, (dual, slope))
+        )
         return first.numbers[0], second.numbers[0], dual, slope
 
     def where_same(self, exact: Tensor, values: Tensor) -> Tensor:
         """As on `Kernels`."""
-        if self.meets == NOWHERE:
-            return values
-        found, part = values.clone(), (slice(None), self.meets)
-        found[part] = torch.where(self.same[part], exact[:, None], values[part])
-        return found
+        return values if self.meets == NOWHERE else self._put(exact, values.clone())
+
+    def _put(self, exact: Tensor, values: Tensor) -> Tensor:
+        """The same, written into the values."""
+        if self.meets != NOWHERE:
+            part = slice(None), self.meets
+            values[part] = torch.where(self.same[part], exact[:, None], values[part])
+        return values
 
     def _series(self, first: Series, second: Series) -> tuple[Tensor, Tensor]:
         """Mehler's series of φ and of φ′, as far as the largest correlation asks for."""
