@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,7 +17,12 @@ from layerwright.core.trace import first_tensor
 
 
 def prepared(name: str) -> tuple[Stack, Any]:
-    """A model of the zoo whose vectors are random too, so that no norm is trivial."""
+    """A model of the zoo whose vectors are random too, so that no norm is trivial; a copy of its own for each test."""
+    return copy.deepcopy(_prepared(name))
+
+
+@cache
+def _prepared(name: str) -> tuple[Stack, Any]:
     model, inputs, expected = ZOO[name]()
     model.eval()
     generator = torch.Generator().manual_seed(3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,22 @@ import pandas as pd
 import pytest
 import torch
 from naive import column, decode, first, hooked, stream
+from thinned import thinned
 from torch import Tensor, nn
+from walking import few_replicates
 from zoo import DEPTH, TOKENS, VOCABULARY, WIDTH, ZOO, Residual, gpt2, llama, token_ids
 
 import layerwright
 from layerwright import Survey, load_data
 from layerwright.maths.similarity import angle, relative_norm
 from layerwright.report import render
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_replicates() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        few_replicates(patch)
+        yield
 
 
 def survey(model: nn.Module, data: Any, **options: Any) -> Survey:
@@ -178,8 +187,10 @@ class Tower(nn.Module):
         return self.head(x)
 
 
-@pytest.mark.parametrize("returns", ["tensor", "tuple", "tuple of two", "list"])
-@pytest.mark.parametrize("keyword", [False, True], ids=["by position", "by keyword"])
+@pytest.mark.parametrize(
+    "returns, keyword",
+    thinned(2, ["tensor", "tuple", "tuple of two", "list"], [False, True]),  # or by keyword
+)
 def test_how_a_block_is_called_and_what_it_returns_changes_nothing(returns: str, keyword: bool) -> None:
     def found(*way: Any) -> Survey:
         with torch.random.fork_rng():
@@ -202,8 +213,10 @@ def broken(name: str, value: float) -> tuple[nn.Module, Any, str]:
     return model, inputs, path
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba", "bert", "vit", "gpt-neox"])
+@pytest.mark.parametrize(
+    "name, value",
+    thinned(2, ["llama", "gpt2", "mamba", "bert", "vit", "gpt-neox"], [math.nan, math.inf, -math.inf]),
+)
 def test_one_bad_number_is_named_and_what_it_touches_is_marked(name: str, value: float) -> None:
     model, inputs, parameter = broken(name, value)
     found = survey(model, inputs)

@@ -6,6 +6,7 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -19,14 +20,17 @@ from zoo import ZOO, llama, token_ids
 
 import layerwright
 import layerwright.measures  # registers them, so that tests can be made of their names
+from layerwright.core import table
 from layerwright.core.paper import BY_ID
 from layerwright.core.registry import TIERS, choose
 from layerwright.core.survey import Survey
 from layerwright.report import render
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Models that the fast suite takes in half precision too: `make test-slow` takes them all.
-HALF = ("llama", "gpt2", "mixtral", "bert", "vit", "mamba", "t5 decoder", "nn.Sequential")
+# Models that the fast suite takes in half precision and those that it leaves out, as they are made like others that it
+# takes: `make test-slow` takes all in both precisions.
+HALF = ("gpt2", "mixtral", "bert", "vit", "mamba", "t5 decoder", "nn.Sequential")
+LIKE_OTHERS = ("qwen3", "gemma2", "gpt-neox", "olmo2", "granite")
 STATISTICS = ("value", "low", "high", "p95", "max")
 ROUNDING = 1e-6
 
@@ -57,15 +61,24 @@ def digest(model: nn.Module, inputs: Any) -> str:
     return sha.hexdigest()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_replicates() -> Iterator[None]:
+    """What is derived from tables is derived twenty times as seldom for its interval, of which any number will do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "REPLICATES_OF_DERIVED", 10)
+        yield
+
+
+def fast(name: str, dtype: torch.dtype) -> bool:
+    return name not in LIKE_OTHERS and (dtype is torch.bfloat16) == (name in HALF)
+
+
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(case, marks=() if case[1] is torch.float32 or case[0] in HALF else pytest.mark.slow)
-        for case in product(ZOO, DTYPES)
-    ],
+    params=[pytest.param(case, marks=() if fast(*case) else pytest.mark.slow) for case in product(ZOO, DTYPES)],
     ids=lambda p: f"{p[0]}-{str(p[1]).removeprefix('torch.')}",
 )
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest, few_replicates: None) -> Case:
     name, dtype = request.param
     model, inputs, expected = ZOO[name]()
     model, inputs = model.to(dtype), cast(inputs, dtype)
@@ -192,7 +205,7 @@ def test_the_report_shows_every_table(case: Case) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole() -> Survey:
+def whole(few_replicates: None) -> Survey:
     return layerwright.survey(llama(), batches(4), tier="deep")
 
 

@@ -49,6 +49,7 @@ def test_a_folder_with_shared_weights_is_written_and_checked(
     assert tied.ties_of(loaded) == tied.ties_of(wanted)
 
 
+@pytest.mark.usefixtures("no_fresh_process")
 def test_it_is_verified_again_and_no_plain_folder(tiny_folder: Path, tmp_path: Path, capsys: Any) -> None:
     path = written(tmp_path, LOOP)
     run(capsys, "reshape", tiny_folder, path, "--export", "tied", "--out", tmp_path / "new", "--verify", "none")

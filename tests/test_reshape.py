@@ -162,6 +162,7 @@ def test_tied_weights_are_written_out_for_plain_transformers(tiny_folder: Path, 
 # What fails is not published
 
 
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_requirement_that_does_not_hold_is_exit_1_and_marked(
     tiny_folder: Path, text_file: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -32,11 +32,16 @@ from layerwright.core.stack import Stack
 from layerwright.core.states import States
 
 
-def hurry(patch: pytest.MonkeyPatch) -> None:
-    """Few bootstrap replicates, no waiting for the disk, no measuring of speed: nothing here depends on them."""
-    patch.setattr(budget, "_speed", lambda stack, device: 1e9)
+def few_replicates(patch: pytest.MonkeyPatch) -> None:
+    """Intervals from few replicates of the bootstrap, for tests in which any number of them will do."""
     patch.setattr(reduce, "REPLICATES", 20)
     patch.setattr(table, "REPLICATES_OF_DERIVED", 5)
+
+
+def hurry(patch: pytest.MonkeyPatch) -> None:
+    """Few bootstrap replicates, no waiting for the disk, no measuring of speed: nothing here depends on them."""
+    few_replicates(patch)
+    patch.setattr(budget, "_speed", lambda stack, device: 1e9)
     patch.setattr("os.fsync", lambda descriptor: None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable
@@ -79,12 +80,18 @@ _SIZES = {
 _GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
 
 
+_BUILT: dict[str, nn.Module] = {}
+
+
 def language_model(kind: str, model: str | None = None, **changes: Any) -> nn.Module:
-    """A tiny model of transformers, `kind` the name of its configuration without `Config`."""
-    config = getattr(transformers, f"{kind}Config")(**(_SIZES | changes))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return getattr(transformers, model or f"{kind}ForCausalLM")(config)
+    """A tiny model of transformers, new at each call; `kind` is the name of its configuration without `Config`."""
+    key = repr((kind, model, changes))
+    if key not in _BUILT:
+        config = getattr(transformers, f"{kind}Config")(**(_SIZES | changes))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            _BUILT[key] = getattr(transformers, model or f"{kind}ForCausalLM")(config)
+    return copy.deepcopy(_BUILT[key])
 
 
 def llama(**changes: Any) -> nn.Module:

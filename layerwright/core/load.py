@@ -236,14 +236,17 @@ def quietly() -> Iterator[None]:
     """No progress bars and warnings of transformers: what they say is checked and said in one line instead."""
     log = transformers.utils.logging
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
+    said = verbosity < log.ERROR
+    if said:  # a change of it takes long, as every logger of the process forgets what it knew
+        log.set_verbosity_error()
     log.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.set_verbosity(verbosity)
+        if said:
+            log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()
 

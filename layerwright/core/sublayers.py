@@ -129,9 +129,10 @@ def _chain(outputs: list[_Output], states: list[Tensor], before: Tensor, after: 
     """Parts that follow one another: each adds to the state that the one before it left."""
     targets = _distinct([*states, after], besides=before)
     current = before
+    near = _Near(outputs)
     chain: list[tuple[_Output, float]] = []
     while not _equal(current, after):
-        step = _step(outputs, targets, current, chain[-1][0].order if chain else -1)
+        step = _step(near, targets, current, chain[-1][0].order if chain else -1)
         if step is None:
             return []
         output, scale, current = step
@@ -140,11 +141,38 @@ def _chain(outputs: list[_Output], states: list[Tensor], before: Tensor, after: 
     return chain
 
 
-def _step(
-    outputs: list[_Output], targets: list[Tensor], current: Tensor, last: int
-) -> tuple[_Output, float, Tensor] | None:
+class _Near:
+    """Which outputs may be a step between two states, seen by products of all with it at once.
+
+    One that no factor brings nearer to the step than its share, nor rounding, can be left out: `_scale` looks at it
+    with forty operations of its own, and there are hundreds of pairs.
+    """
+
+    def __init__(self, outputs: list[_Output]) -> None:
+        self.outputs = outputs
+        if outputs:
+            self._values = torch.stack([o.value.double().flatten() for o in outputs])
+            self._squares = self._values.square().sum(1)
+            self._eps = max(torch.finfo(o.value.dtype).eps for o in outputs)
+
+    def to(self, current: Tensor, target: Tensor) -> list[_Output]:
+        """The outputs that may be the step, in their order."""
+        if not self.outputs:
+            return []
+        step = (target.double() - current.double()).flatten()
+        along, size = self._values @ step, step @ step
+        rest = size - along.square() / self._squares  # what is left of the step with the best factor, squared
+        error = size - 2 * along + self._squares  # with the factor 1
+        eps = max(self._eps, *(torch.finfo(x.dtype).eps for x in (current, target)))
+        rounding = (4 * eps) ** 2 * target.double().square().sum()
+        far = (rest > (1.1 * _ROUNDED) ** 2 * size) & (error > rounding)  # nothing is far from NaN
+        return [o for o, left_out in zip(self.outputs, far.tolist()) if not left_out]
+
+
+def _step(near: _Near, targets: list[Tensor], current: Tensor, last: int) -> tuple[_Output, float, Tensor] | None:
     for target in targets:
-        fits = [(o, c) for o in outputs if o.order > last and (c := _scale(current, target, o.value)) is not None]
+        outputs = [o for o in near.to(current, target) if o.order > last]
+        fits = [(o, c) for o in outputs if (c := _scale(current, target, o.value)) is not None]
         if fits:  # a norm layer can turn one part into a multiple of another: an unscaled fit comes first
             output, scale = next((fit for fit in fits if fit[1] == 1.0), fits[0])
             return output, scale, target

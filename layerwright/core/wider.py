@@ -19,7 +19,7 @@ from torch import nn
 
 from layerwright.core.depth_config import DepthConfig
 from layerwright.core.errors import UserError
-from layerwright.core.frame import config_of
+from layerwright.core.frame import config_of, weightless
 from layerwright.core.load import quietly
 from layerwright.core.makes import makes_of
 from layerwright.core.starts import Start, start_of
@@ -142,9 +142,8 @@ class _Search:
         """A model with one block of each kind; None where there is none with these settings."""
         entries, _ = self.config.of(self.kinds, settings)
         try:
-            config = config_of(self.model.config, entries)
-            with quietly(), torch.device(device):
-                return type(self.model)(config).eval()
+            with quietly(), weightless() if device == "meta" else torch.device(device):
+                return type(self.model)(config_of(self.model.config, entries)).eval()
         except Exception:  # whatever a class says to a configuration that it cannot have
             return None
 

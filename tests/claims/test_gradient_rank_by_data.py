@@ -17,9 +17,9 @@ from layerwright.core.trials import Budget
 def small(monkeypatch) -> None:
     """A model of a few blocks in the place of the bundled one; the first four tokens begin a line."""
     tokenizer = SimpleNamespace(decode=lambda ids: "\n" if ids[0] < 4 else "x")
-    model, ids = llama(), token_ids(24, 16)
+    model, ids = llama(), token_ids(24, 8)
     monkeypatch.setattr(claim, "demo", lambda length: (model, tokenizer, ids))
-    monkeypatch.setitem(claim.SIZES, "small", {"rows": 3, "length": 16})
+    monkeypatch.setitem(claim.SIZES, "small", {"rows": 2, "length": 8})
 
 
 def test_the_experiment_at_a_tiny_size(small) -> None:

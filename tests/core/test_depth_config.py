@@ -133,3 +133,26 @@ def test_the_base_is_another_for_other_weights() -> None:
     with torch.no_grad():
         stack.blocks[0].self_attn.q_proj.weight[0, 0] += 1
     assert LiveBase(stack, inputs).fingerprint() != first
+
+
+def test_models_of_one_configuration_are_asked_once_and_others_on_their_own() -> None:
+    def config_of(**options: Any) -> Any:
+        return LiveBase(*based(qwen3_moe(**options))).config
+
+    first = config_of()
+    assert config_of() is first
+    assert config_of(decoder_sparse_step=2) is not first
+    assert config_of(attn_implementation="eager") is not first
+
+
+def test_what_is_remembered_of_a_configuration_is_not_changed_by_who_asks() -> None:
+    config = LiveBase(*based(qwen3_moe(mlp_only_layers=[0]))).config
+    assert config is not None
+    entries, _ = config.of([1, 2], {"hidden_size": 32})
+    entries["mlp_only_layers"].append(9)
+    again, _ = config.of([1, 2])
+    assert again["mlp_only_layers"] == []
+    assert again["hidden_size"] == 16
+    same, _ = config.of(range(4))
+    same["mlp_only_layers"].append(9)
+    assert config.entries["mlp_only_layers"] == [0]

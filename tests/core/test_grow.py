@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 from reshaping import answer, close, prepared
+from thinned import thinned
 
 from layerwright.core.edit import apply, apply_stored
 from layerwright.core.errors import NeedsModel, UserError
@@ -46,8 +47,7 @@ def test_direct_growth_copies_the_tower_or_each_block(name: str, order: str, pla
     assert torch.equal(answer(model, inputs), answer(wanted, inputs))
 
 
-@pytest.mark.parametrize("order", ["stack", "split"])
-@pytest.mark.parametrize("name", PRE_NORM)
+@pytest.mark.parametrize("name, order", thinned(2, PRE_NORM, ["stack", "split"]))
 def test_growth_by_silent_blocks_changes_nothing_and_they_can_learn(name: str, order: str) -> None:
     model, stack, inputs, edit = grown(name, depth=2, by="zero", order=order)
     assert len(edit.order) == 6
@@ -67,8 +67,7 @@ def test_what_each_operator_says_of_the_function_is_measured(by: str) -> None:
     assert found.held or found.max_error > 0.1
 
 
-@pytest.mark.parametrize("order", ["stack", "split"])
-@pytest.mark.parametrize("name", RANDOM)
+@pytest.mark.parametrize("name, order", thinned(2, RANDOM, ["stack", "split"]))
 def test_fresh_blocks_stand_beside_those_of_the_base(name: str, order: str) -> None:
     model, stack, inputs, edit = grown(name, depth=2, by="random", order=order)
     kept = [0, 1, 2] if order == "stack" else [0, 2, 4]
@@ -133,8 +132,7 @@ def test_the_random_state_and_the_base_stay_as_they_are() -> None:
     assert all(torch.equal(t, before[k]) for k, t in stack.model.state_dict().items())
 
 
-@pytest.mark.parametrize("by", PRESERVES)
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3"])
+@pytest.mark.parametrize("name, by", thinned(2, ["llama", "gpt2", "gemma3"], PRESERVES))
 def test_the_folder_holds_what_memory_would(name: str, by: str, tmp_path: Path) -> None:
     model, stack, inputs, edit = grown(name, depth=2, by=by, order="split")
     with quietly():

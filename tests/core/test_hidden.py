@@ -8,6 +8,7 @@ import pytest
 import torch
 from inside import inside, padded
 from naive import blocks_of, first, hooked
+from thinned import thinned
 from torch import Tensor, nn
 from zoo import WIDTH, ZOO, gpt2, llama, token_ids, vectors
 
@@ -25,8 +26,7 @@ WHERE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WHERE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name, dtype", thinned(2, WHERE, [torch.float32, torch.bfloat16]))
 def test_the_last_matrix_of_the_feed_forward_part(name: str, dtype: torch.dtype) -> None:
     model, inputs, expected = ZOO[name]()
     model.to(dtype)

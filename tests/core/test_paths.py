@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from naive import forward
+from thinned import thinned
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from zoo import ZOO, gpt2, language_model, llama, token_ids, vectors
@@ -59,7 +60,9 @@ def last(model: nn.Module, inputs: Any, path: Path) -> Tensor:
 
 @pytest.mark.parametrize(
     "name",
-    ["llama", "gpt2", "opt", "qwen3", "gemma2", "gpt-neox", "mixtral", "phi", "bloom", "mamba", "bert", "vit"],
+    thinned(
+        2, ["llama", "qwen3", "gpt2", "opt", "gemma2", "gpt-neox", "mixtral", "phi", "mamba", "bloom", "bert", "vit"]
+    ),
 )
 def test_a_path_is_a_full_forward_with_the_blocks_in_that_order(name: str) -> None:
     model, inputs, _ = ZOO[name]()

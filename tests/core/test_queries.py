@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from reshaping import answer, close, deep_llama, prepared
+from thinned import thinned
 from torch import Tensor, nn
 from zoo import gpt2, language_model, llama, token_ids, vectors
 
@@ -102,7 +103,7 @@ def test_a_temperature_and_its_inverse_give_the_base_back(name: str) -> None:
     assert close(answer(model, inputs), answer(stack.model, inputs))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", thinned(2, MODELS))
 def test_the_folder_holds_what_memory_would(name: str, tmp_path: Path) -> None:
     stack, inputs = saved(name, tmp_path / "base")
     (tmp_path / "new").mkdir()

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from thinned import thinned
 from torch import nn
+from walking import few_replicates
 from zoo import llama, token_ids
 
 from layerwright import verbs
@@ -16,6 +18,11 @@ from layerwright.core.quiet import undisturbed, unwrap
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs",
           "_backward_hooks", "_forward_hooks_always_called")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _few_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    few_replicates(monkeypatch)
 
 
 def used_model() -> nn.Module:
@@ -103,8 +110,9 @@ def calls_until(model: nn.Module, path: str, error: type[BaseException] | None, 
     return count
 
 
-@pytest.mark.parametrize("path", ["model.layers.1", "model.layers.2.mlp", "model.norm"])
-@pytest.mark.parametrize("error", [Broken, KeyboardInterrupt])
+@pytest.mark.parametrize(
+    "path, error", thinned(2, ["model.layers.1", "model.layers.2.mlp", "model.norm"], [Broken, KeyboardInterrupt])
+)
 def test_after_an_exception_anywhere(path: str, error: type[BaseException]) -> None:
     model = used_model()
     total = calls_until(model, path, None, None)

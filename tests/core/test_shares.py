@@ -41,10 +41,12 @@ def test_jobs_give_what_one_pass_gives(tmp_path: Path) -> None:
     assert all(c.passed for c in found.checks)
 
 
-def test_workers_change_no_bit(tmp_path: Path) -> None:
+# A worker takes five seconds to begin; that two change nothing is tried with other jobs in test_jobs.py as well.
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_workers_change_no_bit(workers: int, tmp_path: Path) -> None:
     folder = saved(tmp_path / "a")
     here = lw.survey(folder, DATA, jobs="serial")
-    assert_same(lw.survey(folder, DATA, jobs=2), here, exactly=True)
+    assert_same(lw.survey(folder, DATA, jobs=workers), here, exactly=True)
 
 
 @pytest.mark.slow

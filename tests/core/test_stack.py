@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from thinned import thinned
 from torch import Tensor, nn
 from zoo import TOKENS, WIDTH, ZOO, ConvNet, Residual, language_model, llama, pixels, t5, token_ids, vectors
 
@@ -11,8 +12,7 @@ from layerwright.core.errors import UserError
 from layerwright.core.stack import Stack
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name, dtype", thinned(2, ZOO, [torch.float32, torch.bfloat16]))
 def test_zoo(name: str, dtype: torch.dtype) -> None:
     model, inputs, expected = ZOO[name]()
     stack = Stack.find(model.to(dtype), cast(inputs, dtype), expected.blocks)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from zoo import WIDTH, ZOO, vectors
 
+from layerwright.core import sublayers
 from layerwright.core.quiet import undisturbed
 from layerwright.core.replay import Replay
 from layerwright.core.stack import Stack
@@ -110,6 +111,29 @@ def test_parts_add_up_to_the_block(name: str, dtype: torch.dtype) -> None:
             rounding = len(parts) * torch.finfo(dtype).eps * (before.abs() + added.abs().sum(0))
             rounding += 1e-14 * added.abs().sum(0)  # a scale is a least-squares fit in float64
             assert ((after - before - added.sum(0)).abs() <= rounding).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "granite", "phi", "mamba", "vit"])
+def test_what_is_left_out_at_a_glance_would_not_have_fitted(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs, expected = ZOO[name]()
+    inputs = {key: x.to(dtype) if x.is_floating_point() else x for key, x in inputs.items()}
+    asked: list[list[str]] = []
+    near = sublayers._Near.to
+
+    def note(self: sublayers._Near, current: Tensor, target: Tensor) -> list[sublayers._Output]:
+        left = {id(o) for o in near(self, current, target)}
+        out = [o for o in self.outputs if id(o) not in left]
+        asked.append([o.path for o in out])
+        assert [o.path for o in out if _scale(current, target, o.value) is not None] == []
+        return self.outputs
+
+    stack = Stack.find(model.to(dtype), inputs, expected.blocks)
+    monkeypatch.setattr(sublayers._Near, "to", note)
+    assert Stack.find(model, inputs, expected.blocks).parts == stack.parts
+    assert any(asked)
 
 
 def outputs(block: nn.Module, parts: tuple[Sublayer, ...], run) -> list[Tensor]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +13,9 @@ from safetensors.torch import load_file, save_file
 from surgery import FULL, SLIDING, case, climb, gemma, nudged, saved
 from zoo import ZOO, gpt2, language_model, llama, token_ids
 
-from layerwright.core.load import quietly
-from layerwright.core.quiet import undisturbed
 from layerwright.core.rungs import fresh
-from layerwright.core.rungs import reload as rung
 from layerwright.core.rungs.case import Case
 from layerwright.core.rungs.reload import reload
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Answer in this process, which takes milliseconds; some tests below start a fresh one."""
-
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        fresh.main(Path(command[-1]))
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(rung.subprocess, "run", run)
-    # What the script sets for good in its own process is put back.
-    with quietly(), undisturbed(torch.nn.Identity()):
-        yield
 
 
 def folder_case(tmp_path: Path, order: tuple[int, ...] = (0, 2), base: Any = None, **more: Any) -> Case:
@@ -111,7 +92,7 @@ def test_a_process_that_ends_without_an_answer_says_how(
 # What went wrong on the way to the disk
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 @pytest.mark.parametrize("build", [llama, gpt2, gemma])
 def test_a_right_edit_passes(tmp_path: Path, build: Any) -> None:
     found = climb(reload, folder_case(tmp_path, (0, 2, 1, 2), build()))
@@ -119,7 +100,7 @@ def test_a_right_edit_passes(tmp_path: Path, build: Any) -> None:
     assert found.numbers["max_error"] == 0.0
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_stale_depth_leaves_weights_missing(tmp_path: Path) -> None:
     given = folder_case(tmp_path)
     edit_config(given.folder, num_hidden_layers=3, layer_types=None)
@@ -127,7 +108,7 @@ def test_a_stale_depth_leaves_weights_missing(tmp_path: Path) -> None:
     assert found.finding.startswith("9 weights are missing in the file, which leaves them random: model.layers.2.")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_depth_too_small_leaves_weights_over(tmp_path: Path) -> None:
     given = folder_case(tmp_path, (0, 1, 2, 1))
     edit_config(given.folder, num_hidden_layers=3)
@@ -135,7 +116,7 @@ def test_a_depth_too_small_leaves_weights_over(tmp_path: Path) -> None:
     assert found.finding.startswith("9 weights are in the file and have no place in the model: model.layers.3.")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_tied_file_without_its_copies_leaves_weights_missing(tmp_path: Path) -> None:
     given = folder_case(tmp_path, (0, 1, 0, 1))
 
@@ -148,7 +129,7 @@ def test_a_tied_file_without_its_copies_leaves_weights_missing(tmp_path: Path) -
     assert found.finding.startswith("18 weights are missing in the file, which leaves them random: model.layers.2.")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_dropped_tensor_is_named(tmp_path: Path) -> None:
     given = folder_case(tmp_path)
     edit_weights(given.folder, lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight"))
@@ -158,14 +139,14 @@ def test_a_dropped_tensor_is_named(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     given = folder_case(tmp_path)
     edit_weights(given.folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(8)}))
     assert climb(reload, given).finding == "1 weights are of another shape in the file: model.norm.weight"
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"])
 def test_one_unit_in_the_last_place_is_named(tmp_path: Path, name: str) -> None:
     """Also in a row of the embedding that no token of the batch reads."""
@@ -175,7 +156,7 @@ def test_one_unit_in_the_last_place_is_named(tmp_path: Path, name: str) -> None:
     assert found.finding == f"{name} came back as another: the file does not hold what the model has in memory"
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_list_that_was_not_remapped_on_disk_is_found_by_the_block_that_it_changes(tmp_path: Path) -> None:
     given = folder_case(tmp_path, (0, 2, 1), gemma((SLIDING, FULL, SLIDING)))
     edit_config(given.folder, layer_types=[SLIDING, FULL, SLIDING])
@@ -185,7 +166,7 @@ def test_a_list_that_was_not_remapped_on_disk_is_found_by_the_block_that_it_chan
     assert found.finding.endswith("its weights are equal")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_a_list_of_the_old_length_says_why_it_does_not_load(tmp_path: Path) -> None:
     given = folder_case(tmp_path, (0, 2), gemma())
     edit_config(given.folder, layer_types=[SLIDING, FULL, SLIDING])
@@ -194,7 +175,7 @@ def test_a_list_of_the_old_length_says_why_it_does_not_load(tmp_path: Path) -> N
     assert "num_hidden_layers" in found.finding
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_another_class_is_said(tmp_path: Path) -> None:
     given = folder_case(tmp_path)
     edit_config(given.folder, architectures=["LlamaModel"])
@@ -206,7 +187,7 @@ def test_another_class_is_said(tmp_path: Path) -> None:
     assert expected in climb(reload, given).finding
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 @pytest.mark.parametrize("damage", ["cut", "gone", "no config", "code"])
 def test_a_folder_that_cannot_be_loaded_says_why_in_one_line(tmp_path: Path, damage: str) -> None:
     given = folder_case(tmp_path)
@@ -227,7 +208,7 @@ def test_a_folder_that_cannot_be_loaded_says_why_in_one_line(tmp_path: Path, dam
     assert "code of the folder ran" not in found.finding
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_weights_that_the_bases_own_folder_has_too_many_are_only_mentioned(tmp_path: Path) -> None:
     saved(llama(), tmp_path / "base")
     base = type(llama()).from_pretrained(tmp_path / "base")
@@ -240,7 +221,7 @@ def test_weights_that_the_bases_own_folder_has_too_many_are_only_mentioned(tmp_p
     assert found.finding.endswith("1 weights have no place, as in the base's own folder")
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("no_fresh_process")
 def test_weights_at_odd_addresses_are_no_difference(tmp_path: Path) -> None:
     """A product of one row rounds differently where its matrix starts at an odd address, as in a mapped file."""
     base = language_model("ViT", "ViTForImageClassification", image_size=16, patch_size=4, num_labels=301)
