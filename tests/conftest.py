@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that asks the hub must fail at once
 # Models this small gain nothing from a second thread, and lose most of their time to it where the machine is busy.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where Python is told to keep nothing that it compiled, each process that a test starts compiles the whole package.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 
