@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -46,7 +47,9 @@ def test_predict_prints_what_a_theory_says_and_writes_it(tmp_path, capsys) -> No
     assert err == f"wrote {tmp_path / 'a.svg'}\n"
     assert (tmp_path / "a.svg").read_text().startswith("<svg")
     _, out, _ = run(capsys, "predict", "deep_linear", "--json", "--set", "modes=2")
-    assert json.loads(out)["theory"]["options"]["modes"] == 2
+    assert json.loads(out)["theory"]["options"]["modes"] == [2]
+    _, out, _ = run(capsys, "predict", "deep_linear", "--json", "--set", "start=1e-3", "modes=[1e-1, 2E0]")
+    assert json.loads(out)["theory"]["options"] == {"depth": 3, "modes": [0.1, 2.0], "start": 0.001}
     assert "deep_linear_collapse" in run(capsys, "predict")[1]
     assert "Assumes:" in run(capsys, "explain", "random_features")[1]
 
@@ -60,10 +63,30 @@ def test_predict_prints_what_a_theory_says_and_writes_it(tmp_path, capsys) -> No
         (("deep_linear", "--set", "random_features.noise=1"), "got an option of random_features"),
         (("random_features", "--arrays", "nowhere.npz"), "cannot be read"),
         (("deep_linear", "--out", "a.pdf"), "expected a name that ends with"),
+        (("newton_iterates", "--set", "seed=0.5"), "expected a whole number from 0 on"),
+        (("deep_kernel_machine", "--set", "kernel=[1]"), "expected a name"),
+        (("max_margin_attention", "--set", "length=1000000000000"), "more memory than there is"),
     ],
 )
 def test_predictions_that_cannot_be_made_are_one_line(arguments, words, capsys) -> None:
     assert words in fails(capsys, "predict", *arguments)
+
+
+@pytest.mark.parametrize(
+    "arrays, words",
+    [
+        ({"xs": np.full((3, 2), np.nan), "ys": np.ones(3)}, "NaN or infinite"),
+        ({"xs": np.ones((3, 2)) * 1j, "ys": np.ones(3)}, "got xs of type complex128"),
+        ({"xs": np.ones((3, 2)), "ys": np.array(["a", "b", "c"])}, "got ys of type <U1"),
+        ({"xs": np.array([None]), "ys": np.ones(3)}, "Python objects"), ({"xs": np.ones((3, 2))}, "one of the arrays"),
+        ({"points": np.ones(3)}, "expected xs, ys"), (np.ones(3), "one array without a name"),
+    ],
+)  # fmt: skip
+def test_arrays_that_a_theory_cannot_read_are_one_line(arrays, words, tmp_path, capsys) -> None:
+    with (tmp_path / "a.npz").open("wb") as file:
+        np.savez(file, **arrays) if isinstance(arrays, dict) else np.save(file, arrays)
+    for name in ("newton_iterates", "gradient_step_attention"):
+        assert words in fails(capsys, "predict", name, "--arrays", tmp_path / "a.npz")
 
 
 def test_survey_prints_a_row_a_block_and_writes_files(tiny_folder, text_file, tmp_path, capsys) -> None:

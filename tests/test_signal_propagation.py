@@ -211,6 +211,13 @@ def test_the_same_seed_gives_the_same_numbers() -> None:
     assert np.allclose(by(one, "variance", "value"), by(other, "variance", "value"))
 
 
+def test_arrays_in_another_floating_point_type_are_read() -> None:
+    net, x = drawn(mlp(40, 2, nn.ReLU), 2.0, 0.0, 0), data()
+    other = np.asarray(x, dtype=np.float64 if x.dtype == torch.float32 else np.float32)
+    found, wanted = (lw.signal_propagation(net, given).table["value"] for given in (other, x))
+    assert np.allclose(found, wanted, rtol=1e-4)
+
+
 def test_zero_rows_duplicates_and_one_row() -> None:
     net = drawn(mlp(60, 2, nn.Tanh), 1.5, 0.0, 0)
     x = data()
@@ -243,13 +250,21 @@ def test_a_branch_of_zeros() -> None:
         (lambda net, x: (nn.Sequential(net[0], _Activation(torch.sign), net[2]), x), "jumps|no tangent kernel|slope"),
         (lambda net, x: (net, x / 0), "NaN or infinite numbers in inputs"),
         (lambda net, x: (nn.TransformerEncoderLayer(20, 2, 16, batch_first=True), x[:, None]), "it has attention"),
-        (lambda net, x: (net, x[:0]), "at least one"),
+        (lambda net, x: (net, x[:0]), "expected one or more"), (lambda net, x: (net, None), "got inputs of type None"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(change: Callable[[Any, Tensor], tuple[nn.Module, Tensor]], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         lw.signal_propagation(*change(mlp(20, 1, nn.Tanh), data()))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model", [None, "demo"])
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    with pytest.raises(UserError, match=r"got a model of type .*; expected a torch module"):
+        lw.signal_propagation(model, data())
+    with pytest.raises(UserError, match="got seed=-1"):
+        lw.signal_propagation(mlp(20, 1, nn.Tanh), data(), seed=-1)
 
 
 def test_weights_that_are_nan_are_named() -> None:

@@ -42,6 +42,8 @@ def options_of(settings: Sequence[str], of: str | None = None) -> dict[str, dict
     """
     import yaml
 
+    from layerwright.core.yaml_numbers import Loader
+
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -49,7 +51,7 @@ def options_of(settings: Sequence[str], of: str | None = None) -> dict[str, dict
         if not (equals and dot and name and option):
             raise UserError(f"got --set {setting}; expected NAME.OPTION=VALUE, as in angular_distance.gap=2")
         try:
-            options.setdefault(name, {})[option] = yaml.safe_load(value)
+            options.setdefault(name, {})[option] = yaml.load(value, Loader)
         except yaml.YAMLError:
             raise UserError(f"got --set {setting}; its value {value!r} cannot be read") from None
     return options

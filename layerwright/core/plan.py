@@ -13,6 +13,7 @@ import yaml
 
 from layerwright.core.errors import UserError
 from layerwright.core.files import write_files
+from layerwright.core.yaml_numbers import Loader
 
 # A plan of a model of a thousand blocks is some kilobytes; what is longer than this is no plan.
 _LONGEST = 2**20
@@ -156,7 +157,7 @@ class Plan:
         write_files(path.parent, {path.name: self.to_yaml})
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(Loader):
     """YAML without tags that make objects, and without aliases, with which ten lines can ask for gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

@@ -196,8 +196,13 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         UserError: the file cannot be read, or holds something else.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            raise UserError(f"{path} holds one array without a name; expected named ones, as numpy.savez writes them")
+        with found as archive:
             return {name: archive[name] for name in archive.files}
+    except UserError:
+        raise
     except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         objects = "Object arrays" in str(error) or "pickle" in str(error)
         why = "it holds Python objects, and reading those can run code" if objects else str(error)

@@ -66,7 +66,7 @@ def tangent_kernel(
 def _check(choice: Choice) -> None:
     if choice.outputs not in FORMS:
         raise UserError(f"got outputs={choice.outputs!r}; expected one of {', '.join(FORMS)}")
-    for name, least in (("projections", 2), ("memory", 1)):
+    for name, least in (("projections", 2), ("memory", 1), ("seed", 0)):
         value = getattr(choice, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(f"got {name}={value!r}; expected a whole number from {least} on")

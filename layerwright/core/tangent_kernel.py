@@ -64,6 +64,8 @@ class TangentKernel:
         Raises:
             UserError: the kernels are of different inputs.
         """
+        if not isinstance(other, TangentKernel):
+            raise UserError(f"got {type(other).__name__}; expected another tangent kernel, of the same inputs")
         a, b = self._of_inputs(), other._of_inputs()
         if a.shape != b.shape:
             raise UserError(f"got kernels {tuple(a.shape)} and {tuple(b.shape)}; expected the same inputs")
@@ -82,7 +84,7 @@ class TangentKernel:
         x = self.values.double()
         if x.ndim == 4:
             x = x.diagonal(dim1=2, dim2=3).mean(-1)
-        elif self.outputs == "each" and x.ndim == 3:
+        elif self.outputs == "each":
             x = x.mean(-1)
         return self._square(x)
 
@@ -94,7 +96,14 @@ class TangentKernel:
 
 def _columns(targets: Any, n: int) -> Tensor:
     """`[N, C]`, float64; of classes a column each."""
-    y = torch.as_tensor(targets).detach().cpu()
+    try:
+        y = torch.as_tensor(targets).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"got targets that are no array of numbers ({error}); expected one row for each input"
+        ) from None
+    if y.is_complex():
+        raise UserError("got complex targets; expected real numbers")
     if y.ndim not in (1, 2) or len(y) != n or not y.numel():
         raise UserError(f"got targets {tuple(y.shape)} for {n} inputs; expected one row, or one number, for each")
     if y.ndim == 1 and not y.is_floating_point():
@@ -102,6 +111,6 @@ def _columns(targets: Any, n: int) -> Tensor:
     y = y.reshape(n, -1).double()
     if not y.isfinite().all():
         raise UserError("got targets that are NaN or infinite; expected finite numbers: leave those inputs out")
-    if not (y - y.mean(0)).any():
+    if (y == y[0]).all():
         raise UserError("got targets that are the same for all inputs; expected some that vary")
     return y

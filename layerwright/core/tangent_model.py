@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,6 +30,8 @@ def differentiable(model: nn.Module, names: Sequence[str] | None) -> Iterator[tu
     Raises:
         UserError: a name fits none, or there is nothing to choose from.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"got a model of type {type(model).__name__}; expected a torch module")
     model = unwrap(model)
     chosen = _chosen(model, names)
     with undisturbed(model), torch.enable_grad():
@@ -93,7 +95,10 @@ def _chosen(model: nn.Module, names: Sequence[str] | None) -> dict[str, Tensor]:
             )
         return trained
     chosen: dict[str, Tensor] = {}
-    for pattern in [names] if isinstance(names, str) else names:
+    patterns = [names] if isinstance(names, str) else names
+    if not (isinstance(patterns, Iterable) and all(isinstance(pattern, str) for pattern in patterns)):
+        raise UserError(f"got parameters={names!r}; expected names of parameters, as in ['*.bias']")
+    for pattern in patterns:
         fits = {n: p for n, p in there.items() if n.startswith(f"{pattern}.") or fnmatch.fnmatchcase(n, pattern)}
         if not fits:
             raise UserError(f"no parameter is named {pattern!r}; did you mean {nearest(pattern, there)!r}?")

@@ -57,8 +57,10 @@ class TangentOperator:
         Raises:
             UserError: a part of the model has no second derivative, or the vector does not fit.
         """
-        if vector.shape != (self.size,):
-            raise UserError(f"got a vector {tuple(vector.shape)}; expected one of {self.size} numbers")
+        shape = tuple(getattr(vector, "shape", ()))
+        if not isinstance(vector, Tensor) or shape != (self.size,) or not vector.isfinite().all():
+            kind = type(vector).__name__
+            raise UserError(f"got a {kind} {shape} as a vector; expected a tensor of {self.size} finite numbers")
         with self._products() as times:
             return times(vector)
 
@@ -66,13 +68,20 @@ class TangentOperator:
         """The largest eigenvalues, by ARPACK's Lanczos, `[count]`, float64.
 
         Raises:
+            UserError: the count is none.
             ArithmeticError: they did not converge.
         """
+        _check_count("count", count)
         with self._products() as times:
             return lanczos.largest(times, self.size, count, seed=seed).values
 
     def trace(self, probes: int = 8, seed: int = 0) -> tuple[float, float]:
-        """Hutchinson's estimate of the trace from random signs, and its standard error; exact up to 256 rows."""
+        """Hutchinson's estimate of the trace from random signs, and its standard error; exact up to 256 rows.
+
+        Raises:
+            UserError: the number of probes is none.
+        """
+        _check_count("probes", probes)
         with self._products() as times:
             mean, error = lanczos.with_error(lanczos.traces(times, self.size, probes, seed))
         return float(mean), float(error)
@@ -130,6 +139,11 @@ class TangentOperator:
                     f"a part of this model has no second derivative ({str(error).splitlines()[0]}); expected plain "
                     "operations of torch; ask for the kernel itself"
                 ) from None
+
+
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"got {name}={value!r}; expected a whole number from 1 on")
 
 
 class _Tape(NamedTuple):

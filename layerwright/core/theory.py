@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from layerwright.core.errors import UserError
@@ -24,6 +26,7 @@ from layerwright.core.trials import plain
 
 SCHEMA = 1
 _FORMS = (".json", ".csv", ".svg")
+_NUMPY = (np.generic, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,11 @@ class Prediction:
             raise UserError(f"{self.theory.get('name', 'this')} draws nothing; save it as .json or .csv")
         p = self.picture
         label = str(self.theory.get("title", ""))
-        return lines(p.series, across=p.across, up=p.up, log=p.log, log_across=p.log_across, label=label)
+        finite = {name: [x for x in points if all(map(math.isfinite, x))] for name, points in p.series.items()}
+        series = {name: points for name, points in finite.items() if points}
+        if not series:
+            raise UserError("got a prediction without a finite number to draw; save it as .json or .csv")
+        return lines(series, across=p.across, up=p.up, log=p.log, log_across=p.log_across, label=label)
 
     def save(self, file: str | Path) -> Path:
         """Write it as its name ends: `.json` (everything), `.csv` (the table) or `.svg` (the picture).
@@ -224,14 +231,15 @@ def predict(name: str, arrays: Mapping[str, Any] | None = None, options: Mapping
     """
     chosen, arrays, options = find_theory(name), dict(arrays or {}), dict(options or {})
     check_options(f"theory {name!r}", chosen.options, options)
-    for option, value in options.items():
-        _check_kind(option, value, chosen.options[option])
+    options = {option: _of_kind(option, value, chosen.options[option]) for option, value in options.items()}
     if missing := [need for need, spare in chosen.needs.items() if need not in arrays and not spare]:
         raise UserError(f"theory {name!r} needs the array {missing[0]!r}; give it with --arrays FILE.npz")
     if unknown := [given for given in arrays if given not in chosen.needs]:
         expected = f"expected {', '.join(chosen.needs)}" if chosen.needs else "it takes none"
         raise UserError(f"theory {name!r} does not read the array {unknown[0]!r}; {expected}")
-    made = chosen.function(**arrays, **options)
+    for array, value in arrays.items():
+        _check_real(array, value)
+    made = _made(chosen, arrays, options)
     about = {
         "name": name, "title": chosen.title, "definition": chosen.definition, "formula": chosen.formula,
         "assumes": chosen.assumes, "paper": chosen.paper.to_dict(),
@@ -240,19 +248,55 @@ def predict(name: str, arrays: Mapping[str, Any] | None = None, options: Mapping
     return Prediction(made.table, made.units, made.notes, made.picture, about)
 
 
+def _made(chosen: Theory, arrays: Mapping[str, Any], options: Mapping[str, Any]) -> Prediction:
+    """What a theory makes of them; where its numbers leave what a computer holds, that is said in one line."""
+    try:
+        return chosen.function(**arrays, **options)
+    except UserError:
+        raise
+    except (ValueError, ArithmeticError, MemoryError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or "allocate memory" in reason:
+            what = "asks for more memory than there is; expected smaller sizes or arrays"
+        elif isinstance(error, RuntimeError) and not reason.startswith("linalg."):
+            raise
+        else:
+            what = f"has no numbers for these arrays and options ({reason}); expected less extreme ones"
+        raise UserError(f"theory {chosen.name!r} {what}") from error
+
+
 def _named(value: Any) -> Any:
     """A function by its name, which a file can hold."""
     return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
-def _check_kind(option: str, value: Any, default: Any) -> None:
-    """Numbers stay numbers, and lists of them lists; what they may be is for the theory to say."""
-    listed = isinstance(default, (tuple, list))
-    numbers = list(value) if listed and isinstance(value, (tuple, list)) else [value]
-    if isinstance(default, str) or (value is None and default is None):
+def _check_real(array: str, value: Any) -> None:
+    """Refuse what is no array of real numbers; its shape and its numbers are for the theory to judge."""
+    if value is None:
         return
+    try:
+        kind = np.asarray(value).dtype
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths; a tensor with a gradient
+        raise UserError(f"got {array} that is no array ({error}); expected real numbers") from None
+    if kind.kind not in "biuf":
+        raise UserError(f"got {array} of type {kind}; expected real numbers")
+
+
+def _of_kind(option: str, value: Any, default: Any) -> Any:
+    """Names stay names, numbers numbers, and one number is a list of one; what they may be is for the theory to say."""
+    listed, value = isinstance(default, (tuple, list)), value.tolist() if isinstance(value, _NUMPY) else value
+    if value is None and default is None:
+        return value
+    if isinstance(default, str):
+        if not (isinstance(value, str) or callable(value)):
+            raise UserError(f"got {option}={value}; expected a name")
+        return value
+    numbers = list(value) if listed and isinstance(value, (tuple, list)) else [value]
     if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers):
         raise UserError(f"got {option}={value}; expected {'numbers, as in [3, 2, 1]' if listed else 'a number'}")
+    if option == "seed" and not (isinstance(value, int) and 0 <= value < 2**63):
+        raise UserError(f"got seed={value}; expected a whole number from 0 on")
+    return numbers if listed else value
 
 
 def quantities(rows: Sequence[tuple[str, float | str, str, str]]) -> pd.DataFrame:

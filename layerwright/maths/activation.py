@@ -17,6 +17,7 @@ from torch import Tensor
 from layerwright.maths.activation_names import NAMES, RECOGNISED, by_name
 from layerwright.maths.arc_cosine import ClosedForm, Form, homogeneous
 from layerwright.maths.elementwise import elementwise, power_law, same, slope
+from layerwright.maths.elementwise import kinks as kinks_of
 from layerwright.maths.hermite import Function, hermite_coefficients, hermite_series, mean_square, mean_square_slope
 from layerwright.maths.universality import Curve, Universality, universality
 
@@ -205,7 +206,8 @@ def activation(given: str | Function | Activation, kinks: tuple[float, ...] = ()
     Args:
         given: a name ("gelu"), one with its parameter ("leaky_relu:0.1", "sin:2", "hermite:3"), a module, or any
             function on tensors that acts on each element by itself. The caller's module is copied, never changed.
-        kinks: for a callable, where it or a derivative of it jumps, besides 0 (−1 and 1 for hardtanh).
+        kinks: for a callable, where it or a derivative of it jumps, besides 0 (−1 and 1 for hardtanh); left out, jumps
+            of it and of its slope are looked for.
 
     Raises:
         ValueError: an unknown name, a parameter that does not fit, or a function that is random, not elementwise, or
@@ -232,7 +234,7 @@ def activation(given: str | Function | Activation, kinks: tuple[float, ...] = ()
     for known, make in RECOGNISED.items():
         if same(function, (form := make()).function):
             return _activation(known, form)
-    return _activation(name, function, tuple(kinks))
+    return _activation(name, function, tuple(kinks) or kinks_of(function))
 
 
 def _activation(name: str, given: ClosedForm | Function, kinks: tuple[float, ...] = ()) -> Activation:

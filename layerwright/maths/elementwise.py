@@ -16,6 +16,9 @@ _POINTS = torch.linspace(-6.03, 6.07, 98, dtype=torch.float64)
 # Two functions that agree here are one: also near 0, and far out, where a clamp would show.
 _EVERYWHERE = torch.cat([_POINTS * scale for scale in (1e-3, 1.0, 10.0, 1e3)])
 
+# Where jumps are looked for, halved until neighbours are one number; what is then left of a jump; how many may be.
+_EDGES, _HALVINGS, _JUMP, _MOST = torch.linspace(-10.0, 10.0, 1281, dtype=torch.float64), 60, 1e-7, 32
+
 
 def elementwise(given: Callable[..., Any], name: str) -> Function:
     """The callable on float64 tensors of the CPU; a module is copied, its dropout off.
@@ -36,7 +39,9 @@ def elementwise(given: Callable[..., Any], name: str) -> Function:
         return torch.as_tensor(copied(x)).to(x.dtype)
 
     try:
-        values, again, some = (function(x).detach() for x in (_POINTS, _POINTS, _POINTS[1::3]))
+        with torch.inference_mode(False), torch.enable_grad():  # some, of numpy, do not run where a slope is asked for
+            some = function(_POINTS[1::3].clone().requires_grad_()).detach()
+        values, again = (function(x).detach() for x in (_POINTS, _POINTS))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"activation {name!r} does not run on a tensor of float64: {reason}") from None
@@ -65,6 +70,29 @@ def slope(function: Function) -> Function | None:
         return found.detach()
 
     return derivative if derivative(_POINTS).any() else None
+
+
+def kinks(function: Function) -> tuple[float, ...]:
+    """Where a function or its slope jumps between −10 and 10, besides 0; none where there are more than can be meant.
+
+    Each of many short intervals is halved down to rounding, towards the larger change: what is smooth has none left.
+
+    Example:
+        >>> kinks(lambda x: x.clamp(-1, 0.3)), kinks(torch.tanh)
+        ((-1.0, 0.3), ())
+    """
+    found: set[float] = set()
+    for curve in (function, slope(function)):
+        if curve is not None:
+            left, right = _EDGES[:-1], _EDGES[1:]
+            for _ in range(_HALVINGS):
+                middle = (left + right) / 2
+                low, here, high = (curve(x).detach() for x in (left, middle, right))
+                first = (here - low).abs() >= (high - here).abs()
+                left, right = torch.where(first, left, middle), torch.where(first, middle, right)
+            jumps = (curve(right) - curve(left)).detach().abs() > _JUMP
+            found |= {round(x, 12) for x in right[jumps].tolist()} - {0.0}
+    return tuple(sorted(found)) if len(found) <= _MOST else ()
 
 
 def power_law(function: Function) -> tuple[int, float, float] | None:

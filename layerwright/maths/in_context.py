@@ -98,7 +98,7 @@ def weights_in_context(xs: Tensor, ys: Tensor) -> Contexts:
 
 def _checked(xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """All points but the last, their targets, and all points, float64."""
-    if xs.ndim != 3 or ys.shape != xs.shape[:2] or xs.shape[1] < 2:
+    if xs.ndim != 3 or ys.shape != xs.shape[:2] or xs.shape[1] < 2 or not xs.numel():
         raise ValueError(
             f"got points of shape {tuple(xs.shape)} and targets of shape {tuple(ys.shape)}; expected "
             "[sequences, points, d] and [sequences, points], at least two points"
@@ -117,6 +117,8 @@ def _decomposed(squares: Tensor, products: Tensor, query: Tensor) -> Contexts:
 
 
 def _eigen(squares: Tensor) -> tuple[Tensor, Tensor]:
+    if not squares.isfinite().all():
+        raise ValueError("got points whose squares overflow; expected smaller numbers: scale them down")
     values, vectors = torch.linalg.eigh(squares)
     return torch.where(values > _RANK * values.amax(-1, keepdim=True), values, torch.zeros_like(values)), vectors
 

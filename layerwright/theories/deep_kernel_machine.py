@@ -77,11 +77,10 @@ def deep_kernel_machine(
     x, y = _made() if inputs is None and targets is None else _read(inputs, targets)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(x)))
     held, train = order[: math.ceil(_HELD_OUT * len(x))], order[math.ceil(_HELD_OUT * len(x)) :]
-    y = y - y[train].mean(0)
-    scale = y[train].square().mean(0).sqrt()
-    if not (scale > 0).all():
+    if (y[train] == y[train[0]]).all(0).any():
         raise UserError("got a target that is the same for all inputs; expected some that vary: leave it out")
-    y = y / scale
+    y = y - y[train].mean(0)
+    y = y / y[train].square().mean(0).sqrt()
     count = points or len(train)
     if count > min(_MOST, len(train)):
         raise UserError(f"got {len(train)} inputs to fit to and {count} points; expected up to {_MOST}: set points=300")
@@ -159,6 +158,8 @@ def _read(inputs: object, targets: object) -> tuple[Tensor, Tensor]:
         raise UserError(f"got {len(x)} rows; expected at least 10, of which a fifth is held out")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise UserError("got inputs or targets that are NaN or infinite; leave those rows out")
+    if (x == x[0]).all():
+        raise UserError("got inputs that are all the same; expected some that vary")
     return torch.from_numpy(x.astype(float)), torch.from_numpy(y.astype(float))
 
 

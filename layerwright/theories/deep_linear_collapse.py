@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -58,10 +59,10 @@ def deep_linear_collapse(
     numbers = [counts] if isinstance(counts, int) else list(counts)
     if not numbers or not all(isinstance(n, int) and n > 0 for n in [*numbers, matrices]):
         raise UserError(f"got counts={numbers}, matrices={matrices}; expected whole numbers from 1 on")
-    if not (weight_decay > 0 and feature_decay > 0):
+    if not (0 < weight_decay < math.inf and 0 < feature_decay < math.inf):
         raise UserError(
-            f"got weight_decay={weight_decay}, feature_decay={feature_decay}; expected both above 0: without decay "
-            "features grow without end"
+            f"got weight_decay={weight_decay}, feature_decay={feature_decay}; expected both finite and above 0: "
+            "without decay features grow without end"
         )
     w, h = collapse_strengths(numbers, matrices, weight_decay, feature_decay)
     least = survival_count(numbers, matrices, weight_decay, feature_decay)

@@ -147,7 +147,7 @@ def _closed_form(
     least = float(table["kl_bound"].iloc[-1])
     notes = [
         f"of errors counted, the gap itself is {gap:.4g} ({found.train:.4g} in training, {found.test:.4g} on new "
-        f"samples); the least KL bound is {least:.4g}, {least / gap:.3g} times that",
+        f"samples); the least KL bound is {least:.4g}" + (f", {least / gap:.3g} times that" if gap else ""),
         *_vacuous(table, ["kl_bound", "distance_bound"]),
     ]
     if 0.99 < kept < 1:

@@ -113,15 +113,15 @@ def _errors(inputs: object, targets: object, filters: list[int], kernel: str, no
         raise UserError("got inputs or targets alone; expected both, or neither")
     x, y = np.asarray(inputs), np.asarray(targets)
     y = y[:, None] if y.ndim == 1 else y
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2 or not y.size:
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or len(x) < 2 or not (x.size and y.size):
         raise UserError(f"got inputs {x.shape} and targets {y.shape}; expected rows, as many of both, from 2 on")
     if x.dtype.kind not in "biuf" or y.dtype.kind not in "biuf" or not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise UserError("got inputs or targets that are not finite real numbers; leave those rows out")
     if x.shape[1] % math.prod(filters):
         raise UserError(f"got {x.shape[1]} inputs; expected a multiple of {math.prod(filters)}, the filters' product")
-    y = y - y.mean(0)
-    if not y.any():
+    if (y == y[0]).all():
         raise UserError("got targets that are the same for all inputs; expected some that vary")
+    y = y - y.mean(0)
     found = []
     for layer in range(1, len(filters) + 1):
         k = getattr(tree_kernel(torch.from_numpy(x.astype(float)), filters[:layer]), kernel).numpy()

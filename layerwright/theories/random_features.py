@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from layerwright.core.errors import UserError
@@ -9,6 +11,8 @@ from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.random_features import best_ridge, risk
 
 _POINTS = 25
+# Samples, noise and a ridge so large that the formulas overflow.
+_MOST = 1e15
 
 
 @theory(paper="2311.14646")
@@ -63,10 +67,11 @@ def random_features(
     Reference: arXiv 2311.14646.
     """
     values, squares = _spectrum(eigenvalues, coefficients, decay, task_decay, modes)
-    if not (samples >= 1 and features >= 1 and noise >= 0 and (ridge is None or ridge > 0)):
+    wide = features == math.inf or 1 <= features < _MOST
+    if not (wide and 1 <= samples < _MOST and 0 <= noise < _MOST and (ridge is None or 0 < ridge < _MOST)):
         raise UserError(
             f"got samples={samples}, features={features}, ridge={ridge}, noise={noise}; expected samples and features "
-            "from 1 on, a ridge above 0, and noise from 0 on"
+            "from 1 on (.inf for the kernel), a ridge above 0, and noise from 0 on, all below 1e15"
         )
 
     def best(n: float, k: float) -> tuple[float, float]:

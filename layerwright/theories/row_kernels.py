@@ -38,9 +38,8 @@ def row_kernels(fold: Fold, x: Any, x2: Any, dtype: torch.dtype, by_layer: bool)
     if few or rows.device.type != "cpu":
         exact = kernel.inputs(rows.double(), None if columns is None else columns.double(), by_layer)
         return as_type(fold(exact), dtype)
-    plan = planned(fold, inputs_of(rows, columns, by_layer), dtype)
-    _check_memory(plan, dtype)
-    return filled(plan, dtype)
+    _check_memory(fold, rows, columns, dtype, by_layer)
+    return filled(planned(fold, inputs_of(rows, columns, by_layer), dtype), dtype)
 
 
 def as_type(found: Kernels, dtype: torch.dtype) -> Kernels:
@@ -68,7 +67,10 @@ def _read(x: Any, x2: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Inputs as float64, or float32 where both are."""
     if dtype not in (torch.float32, torch.float64):
         raise UserError(f"got dtype={dtype}; expected torch.float32 or torch.float64")
-    given = [torch.as_tensor(part) for part in ((x,) if x2 is None else (x, x2))]
+    try:
+        given = [torch.as_tensor(part) for part in ((x,) if x2 is None else (x, x2))]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"got inputs that are no array of numbers ({error}); expected rows, [N, d]") from None
     if any(part.is_complex() for part in given):
         raise ValueError("got complex inputs; expected real numbers")
     if not all(part.dtype == torch.float32 for part in given):
@@ -76,11 +78,16 @@ def _read(x: Any, x2: Any, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     return given[0].detach(), given[1].detach() if len(given) > 1 else None
 
 
-def _check_memory(plan: Plan, dtype: torch.dtype) -> None:
-    n, m = plan.inputs.shape
-    needed = n * m * ((1 + plan.layers) * dtype.itemsize + 1)
+def _check_memory(fold: Fold, x: Tensor, x2: Tensor | None, dtype: torch.dtype, by_layer: bool) -> None:
+    """Before anything is worked out."""
+    n, m = len(x), len(x if x2 is None else x2)
+    layers = len(fold(kernel.inputs(torch.ones(1, 1), by_layer=True)).ntk) if by_layer else 1
+    needed = n * m * ((1 + layers) * dtype.itemsize + 1)
     if needed > (free := available_memory()):
+        advice = (
+            "take fewer, as in split(x[:100], x)" if by_layer else "write them into files with kernel_to(folder, x)"
+        )
         raise UserError(
             f"got {n} × {m} inputs, whose kernels take {needed / _GB:.1f} GB; expected at most {free / _GB:.1f} GB, "
-            "which are free: write them into files with kernel_to(folder, x)"
+            f"which are free: {advice}"
         )

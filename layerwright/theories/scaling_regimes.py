@@ -244,6 +244,8 @@ def _targets(given: Any, n: int) -> np.ndarray:
     y = y[:, None] if y.ndim == 1 else y
     if y.ndim != 2 or len(y) != n or y.dtype.kind not in "biuf" or not np.isfinite(y).all():
         raise UserError(f"got targets of shape {y.shape} for {n} inputs; expected finite numbers, a row for each input")
+    if (y == y[0]).all():
+        raise UserError("got targets that are the same for all inputs; expected some that vary, or leave them out")
     return y.astype(float)
 
 

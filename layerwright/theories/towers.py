@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -99,7 +101,9 @@ class Tower:
                 little space.
         """
         if self.readout is not None:
-            raise UserError("got a tower that reads images; expected one that reads rows: take kernel(x[:100], x)")
+            raise UserError(
+                f"got a tower that reads {self.reads}; expected one that reads rows: take kernel(x[:100], x)"
+            )
         try:
             plan = row_plan(self._fold, x, x2, dtype)
         except (TypeError, ValueError) as error:
@@ -138,8 +142,9 @@ class Tower:
             >>> net(torch.ones(5, 3)).shape
             torch.Size([5, 2])
         """
-        shape = (inputs,) if isinstance(inputs, int) else tuple(inputs)
-        if not all(isinstance(n, int) and n >= 1 for n in (*shape, width, outputs)):
+        shape = tuple(inputs) if isinstance(inputs, Sequence) else (inputs,)
+        sizes: list[Any] = [*shape, width, outputs]
+        if not all(isinstance(n, Integral) and int(n) >= 1 for n in sizes):
             raise UserError(f"got inputs={inputs}, width={width}, outputs={outputs}; expected whole numbers from 1 on")
         expected = {"rows": "a number", "sequences": "tokens and their numbers", "images": "channels, height and width"}
         if len(shape) != 1 + list(expected).index(self.reads):
@@ -279,6 +284,8 @@ def tower(words: Sequence[Word]) -> Tower:
 
     Reference: arXiv 1806.07572, arXiv 1904.11955, arXiv 2006.10540.
     """
+    if not isinstance(words, Sequence):
+        raise UserError(f"got {type(words).__name__} as words of a tower; expected a list, as in [Dense()]")
     made = Tower(tuple(words))
     check(made.words)
     return made

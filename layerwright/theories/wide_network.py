@@ -165,7 +165,6 @@ def _picture(found: _Found, y: np.ndarray | None) -> Picture | None:
 def _centred(y: np.ndarray) -> np.ndarray:
     if len(y) == 1:
         raise UserError("got targets of one input; expected at least two, or leave them out")
-    y = y - y.mean(0)
-    if not y.any():
+    if (y == y[0]).all():
         raise UserError("got targets that are the same for all inputs; expected some that vary, or leave them out")
-    return y
+    return y - y.mean(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from layerwright.core.errors import UserError
@@ -81,7 +82,7 @@ class Attention:
         score_scale: s, the deviation of queries times that of keys, above 0.
         scaling: of the scores QKᵀ: "1/d", where queries and keys are one, or "1/sqrt(d)".
         function: of the scores: "softmax" or "linear" (none). The kernels of softmax over √d are averages over Gaussian
-            scores, which `tower.sampled` draws; all others have closed forms.
+            scores, which `Tower.drawn` draws; all others have closed forms.
     """
 
     weight_variance: float = 1.0
@@ -172,6 +173,8 @@ class Residual:
 
     def __post_init__(self) -> None:
         """Keep the words as they are now."""
+        if not isinstance(self.words, Sequence):
+            raise UserError(f"got {type(self.words).__name__} as a branch; expected a list of words, as in [Dense()]")
         object.__setattr__(self, "words", tuple(self.words))
         if math.isnan(_number(self.scale)):
             raise UserError(f"got scale={self.scale}; expected a finite number")
@@ -183,11 +186,11 @@ Word = Dense | Conv | Attention | Act | Norm | Dropout | Residual | Flatten | Po
 def _check_variances(weight: float, bias: float) -> None:
     if not (_number(weight) > 0 and _number(bias) >= 0):
         raise UserError(
-            f"got weight_variance={weight}, bias_variance={bias}; expected a number above 0, and one from 0 on"
+            f"got weight_variance={weight!r}, bias_variance={bias!r}; expected a number above 0, and one from 0 on"
         )
 
 
-def _number(given: float) -> float:
+def _number(given: Any) -> float:
     """NaN for what is no finite number, which passes no comparison."""
-    fits = isinstance(given, (int, float)) and not isinstance(given, bool) and math.isfinite(given)
+    fits = not isinstance(given, bool) and isinstance(given, Real) and math.isfinite(given)
     return float(given) if fits else math.nan

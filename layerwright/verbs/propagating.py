@@ -17,6 +17,7 @@ from layerwright.core.registry import BY_NAME
 from layerwright.core.sharded import is_sharded
 from layerwright.core.stack import Stack
 from layerwright.core.survey import Survey
+from layerwright.core.tangent_model import given
 from layerwright.core.theory import Picture, Prediction
 from layerwright.core.tower_ops import Dense, Elementwise, Given, Norm, Reading, Sum
 from layerwright.core.tower_reader import read_tower
@@ -52,7 +53,8 @@ def signal_propagation(model: nn.Module, inputs: Any, *, seed: int = 0) -> Predi
 
     Args:
         model: any module that is such a tower.
-        inputs: one batch, as the model takes it: a tensor, a tuple, or tensors by name. 32 rows of it are looked at.
+        inputs: one batch, as the model takes it: a tensor, an array, a tuple, or a dict of named ones. 32 rows of it
+            are looked at.
         seed: of the directions of gradients, and of the intervals.
 
     Returns:
@@ -71,7 +73,11 @@ def signal_propagation(model: nn.Module, inputs: Any, *, seed: int = 0) -> Predi
 
     Reference: arXiv 2106.10165.
     """
-    reading = read_tower(model, inputs, seed)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"got a model of type {type(model).__name__}; expected a torch module")
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise UserError(f"got seed={seed!r}; expected a whole number from 0 on")
+    reading = read_tower(model, given(inputs, model), seed)
     _check(reading)
     try:
         table = _table(reading, seed)

@@ -178,3 +178,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not text"):
         Plan.load(tmp_path / "binary")
+
+
+def test_powers_of_ten_are_numbers() -> None:
+    plan = Plan.from_yaml("reshape: 1\nsteps: [{heal: {learning_rate: 1e-3}}]\n")
+    assert plan.steps[0]["heal"]["learning_rate"] == 0.001
+    assert Plan.from_yaml(plan.to_yaml()) == plan

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo import ZOO, gpt2, llama, token_ids
 
 import layerwright as lw
@@ -30,26 +28,20 @@ def draw(*shape: int) -> Tensor:
 
 
 def jacobian(model: nn.Module, inputs: Any, read: Read = logits) -> dict[str, Tensor]:
-    """Of each input alone, by name, `[n, O, …]`, with torch.func."""
+    """Of each input alone, by name, `[n, O, …]`, an output at a time."""
     model = unwrap(model)
-    values = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-
-    class Called(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, x: Any) -> Any:
-            return read(call(self.model, x)).flatten()
-
-    def outputs(p: dict[str, Tensor], x: Any) -> Tensor:
-        return torch.func.functional_call(Called(), {f"model.{name}": v for name, v in p.items()}, (x,))
-
-    with undisturbed(model), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what torch.func has no fast way for
-        n = len(next(tensors(inputs)))
-        found = [torch.func.jacrev(outputs)(values, rows(inputs, slice(i, i + 1))) for i in range(n)]
-    return {name: torch.stack([one[name] for one in found]).detach() for name in values}
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    with undisturbed(model):
+        weights = [model.get_parameter(name).requires_grad_() for name in names]
+        for i in range(len(next(tensors(inputs)))):
+            f = read(call(model, rows(inputs, slice(i, i + 1)))).flatten()
+            grads = [torch.autograd.grad(y, weights, retain_graph=True, materialize_grads=True) for y in f]
+            for name, of in zip(names, zip(*grads)):
+                found[name].append(torch.stack(of))
+        for p in weights:
+            p.requires_grad_(False)
+    return {name: torch.stack(of) for name, of in found.items()}
 
 
 def kernel_of(jacobians: dict[str, Tensor], others: dict[str, Tensor] | None = None) -> Tensor:
@@ -504,6 +496,8 @@ def test_a_model_without_parameters_is_refused() -> None:
     refused("has 2 parameters .* none of which is trained", nn.Linear(2, 2).requires_grad_(False), draw(3, 2))
     refused("no parameter is named 'wieght'; did you mean 'weight'", nn.Linear(2, 2), draw(3, 2), parameters=["wieght"])
     refused("got no names", nn.Linear(2, 2), draw(3, 2), parameters=[])
+    for names in (3, [3]):
+        refused("expected names of parameters", nn.Linear(2, 2), draw(3, 2), parameters=names)
 
 
 def test_options_that_do_not_exist_are_named() -> None:
@@ -511,6 +505,12 @@ def test_options_that_do_not_exist_are_named() -> None:
     refused("got outputs='all'; expected one of full, each, trace, projection", model, inputs, outputs="all")
     refused("got projections=1", model, inputs, outputs="projection", projections=1)
     refused("got memory=0", model, inputs, memory=0)
+    refused("got seed='a'", model, inputs, outputs="projection", seed="a")
+
+
+@pytest.mark.parametrize("model", [None, "demo", torch.tanh])
+def test_what_is_no_module_is_refused(model: Any) -> None:
+    refused("got a model of type .*; expected a torch module", model, torch.ones(2, 3))
 
 
 def test_more_outputs_than_memory_are_refused_before_they_are_computed() -> None:
@@ -547,6 +547,16 @@ def test_inputs_that_see_each_other_are_refused() -> None:
 def test_what_a_kernel_cannot_say_is_refused() -> None:
     model, inputs = made("mlp")
     each, across = lw.tangent_kernel(model, inputs, outputs="each"), lw.tangent_kernel(model, inputs, inputs[:2])
+    # As many inputs as outputs: still no kernel of pairs.
+    diagonal = lw.tangent_kernel(model, inputs[:3], outputs="each", diagonal=True)
+    assert diagonal.values.shape == (3, 3)
+    with pytest.raises(UserError, match="all pairs of the same inputs"):
+        diagonal.alignment([1.0, 2.0, 3.0])
+    three = lw.tangent_kernel(model, inputs[:3], outputs="trace")
+    with pytest.raises(UserError, match="the same for all"):
+        three.alignment(torch.full((3,), 0.7, dtype=torch.float64))  # their mean is off by rounding
+    with pytest.raises(UserError, match="expected another tangent kernel"):
+        each.similarity(None)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="expected one matrix"):
         each.matrix()
     with pytest.raises(UserError, match="all pairs of the same inputs"):
@@ -557,12 +567,19 @@ def test_what_a_kernel_cannot_say_is_refused() -> None:
         (torch.ones(3), "for 4 inputs"),
         (torch.ones(4), "the same for all"),
         (torch.full((4,), math.nan), "NaN"),
+        (None, "no array of numbers"),
+        ([[1.0], [1.0, 2.0]], "no array of numbers"),
+        (torch.ones(4, dtype=torch.complex64), "complex"),
     ):
         with pytest.raises(UserError, match=match):
             each.alignment(targets)
     operator = lw.tangent_operator(model, inputs)
-    with pytest.raises(UserError, match="expected one of 12 numbers"):
-        operator.product(torch.ones(3))
+    for vector in (torch.ones(3), torch.full((12,), math.nan), [1.0] * 12):
+        with pytest.raises(UserError, match="expected a tensor of 12 finite numbers"):
+            operator.product(vector)  # type: ignore[arg-type]
+    for run in (operator.largest, operator.trace):
+        with pytest.raises(UserError, match="expected a whole number from 1 on"):
+            run(0)
 
 
 def test_a_part_without_a_second_derivative_has_a_kernel_but_no_operator() -> None:

@@ -12,7 +12,7 @@ import pytest
 import layerwright as lw
 import layerwright.theories  # registers them
 from layerwright.core.errors import UserError
-from layerwright.core.theory import THEORIES, Prediction, quantities, theory
+from layerwright.core.theory import THEORIES, Picture, Prediction, quantities, theory
 
 
 @pytest.mark.parametrize("name", THEORIES)
@@ -37,6 +37,10 @@ def test_every_theory_says_what_it_assumes_and_predicts_by_default(name: str) ->
         ("deep_linear", {}, {"dept": 3}, "has no option 'dept'; did you mean 'depth'"),
         ("deep_linear", {"x": np.ones(3)}, {}, "does not read the array 'x'; it takes none"),
         ("random_features", {"x": np.ones(3)}, {}, "expected eigenvalues, coefficients"),
+        ("random_features", {"eigenvalues": np.ones(3) * 1j}, {}, "got eigenvalues of type complex128"),
+        ("random_features", {"eigenvalues": np.array(["a"])}, {}, "got eigenvalues of type <U1; expected real numbers"),
+        ("random_features", {"eigenvalues": [[1.0], [1.0, 2.0]]}, {}, "got eigenvalues that is no array"),
+        ("newton_iterates", {"xs": np.ones((3, 2)).astype("datetime64[D]")}, {}, "got xs of type datetime64"),
     ],
 )
 def test_what_is_unknown_is_refused(name: str, arrays: dict, options: dict, words: str) -> None:
@@ -66,7 +70,7 @@ def test_files_are_written_by_how_their_name_ends(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a name that ends with one of .json, .csv, .svg"):
         made.save(tmp_path / "a.pdf")
     with pytest.raises(UserError, match="draws nothing"):
-        lw.predict("deep_linear_collapse").save(tmp_path / "b.svg")
+        Prediction(made.table).save(tmp_path / "b.svg")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.csv", "a.json", "a.svg"]
 
 
@@ -87,3 +91,50 @@ def test_quantities_are_read_by_name() -> None:
 def test_options_are_of_the_kind_of_their_default(options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         lw.predict("deep_linear", **options)
+
+
+@pytest.mark.parametrize("given", [["rbf"], {"rbf": 1}, 3, None])
+def test_a_name_is_a_name(given: object) -> None:
+    with pytest.raises(UserError, match=r"got kernel=.*; expected a name"):
+        lw.predict("deep_kernel_machine", kernel=given)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, float("nan"), float("inf"), 2**70])
+@pytest.mark.parametrize("name", ["gradient_step_attention", "max_margin_attention", "generalization_bounds"])
+def test_a_seed_is_a_whole_number(name: str, seed: float) -> None:
+    with pytest.raises(UserError, match=r"got seed=.*; expected a whole number from 0 on"):
+        lw.predict(name, seed=seed)
+
+
+@pytest.mark.parametrize("given", [3, np.int64(3), np.array([3]), [3]])
+def test_one_number_is_a_list_of_one_and_arrays_are_lists(given: object) -> None:
+    wanted = lw.predict("deep_linear", modes=[3], depth=2)
+    found = lw.predict("deep_linear", modes=given, depth=np.int64(2))
+    pd.testing.assert_frame_equal(found.table, wanted.table)
+    assert found.theory["options"]["modes"] == [3]
+
+
+@pytest.mark.parametrize(
+    "name, options, words",
+    [
+        ("max_margin_attention", {"length": 10**12}, "more memory than there is"),  # numpy says so
+        ("gradient_step_attention", {"points": 10**12}, "more memory than there is"),  # and torch
+        ("residual_paths", {"gain": 1e308}, "has no numbers for these arrays and options"),
+        ("criticality", {"weight_variance": 1e308}, "expected less extreme ones"),
+        ("collapse_perturbation", {"spread": 1e308}, "linalg.* expected less extreme ones"),
+    ],
+)
+def test_what_no_computer_holds_is_one_line(name: str, options: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        lw.predict(name, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_points_without_a_number_are_left_out_of_the_picture() -> None:
+    def drawn(series: dict) -> str:
+        return Prediction(pd.DataFrame(), picture=Picture(series, "x (1)", "y (1)")).svg()
+
+    nan, points = float("nan"), [(0.0, 1.0), (1.0, 2.0)]
+    assert drawn({"a": [*points, (2.0, nan)], "b": [(0.0, nan)]}) == drawn({"a": points})
+    with pytest.raises(UserError, match="without a finite number to draw"):
+        drawn({"a": [(0.0, nan)]})

@@ -183,8 +183,7 @@ CLASSES = {
 
 @pytest.mark.parametrize("name, member", [(name, member) for name, members in CLASSES.items() for member in members])
 def test_each_activation_has_its_universality_class(name: str, member: object) -> None:
-    kinks = (-0.5, 0.5) if isinstance(member, nn.Softshrink) else ()
-    found = activation(member, kinks).universality  # type: ignore[arg-type]
+    found = activation(member).universality  # type: ignore[arg-type]
     assert found.name == name
     assert (found.critical_variance > 0) == (name == "half-stable")
 
@@ -236,6 +235,29 @@ def test_declared_kinks_make_the_diagonal_exact() -> None:
     expected = inside - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) + 1 - inside
     assert_close(phi.diagonal(1.0), expected, 1e-14)
     assert_close(phi.diagonal_derivative(1.0), inside, 1e-14)
+
+
+@pytest.mark.parametrize(
+    "given, kinks",
+    [
+        (nn.Hardtanh(), (-1.0, 1.0)), (nn.Hardswish(), (-3.0, 3.0)), (nn.ReLU6(), (6.0,)), (nn.ELU(), ()),
+        (lambda x: (x - 1 / 3).relu(), (0.333333333333,)), (nn.Mish(), ()), (lambda x: (50 * x).tanh(), ()),
+    ],
+)  # fmt: skip
+def test_kinks_that_are_not_declared_are_found(given: nn.Module, kinks: tuple[float, ...]) -> None:
+    phi = activation(given)
+    assert phi.kinks == kinks
+    draws = torch.randn(200_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u, v = draws[:, 0], 1.5 * (0.6 * draws[:, 0] + 0.8 * draws[:, 1])
+    for f, expected in ((phi.function, phi.dual), (phi.derivative, phi.dual_derivative)):
+        seen = f(u) * f(v)  # type: ignore[misc]
+        assert abs(seen.mean() - expected(1.0, 0.9, 2.25)) < 3 * seen.std() / len(seen) ** 0.5
+
+
+def test_jumps_of_a_staircase_are_found() -> None:
+    assert activation(torch.floor).diagonal(1.0) == pytest.approx(
+        sum(k * k * (math.erf((k + 1) / 2**0.5) - math.erf(k / 2**0.5)) / 2 for k in range(-9, 9)), rel=1e-12
+    )
 
 
 def test_the_users_module_is_left_as_it_was_and_inference_mode_is_no_obstacle() -> None:
@@ -291,7 +313,7 @@ def test_what_is_no_activation_is_refused_in_one_line(given: str, message: str) 
 
 
 @pytest.mark.parametrize(
-    "f", [lambda x: 1 / x, lambda x: (x.square() / 3.9).exp(), lambda x: (300 * x).sin(), torch.floor]
+    "f", [lambda x: 1 / x, lambda x: (x.square() / 3.9).exp(), lambda x: (300 * x).sin(), lambda x: (9 * x).floor()]
 )
 def test_a_function_without_a_mean_square_is_refused(f: object) -> None:
     with pytest.raises(ValueError, match="does not converge"):

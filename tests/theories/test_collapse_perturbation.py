@@ -65,7 +65,7 @@ def test_notes_say_what_has_not_settled() -> None:
         (arrays() | {"labels": np.full(40, 0.5)}, {}, "whole"),
         (arrays() | {"features": np.full((40, 6), np.nan)}, {}, "not finite"),
         (arrays() | {"features": np.ones((40, 6))}, {}, "all the same"),
-        (arrays() | {"features": np.array(["a"])}, {}, "no numbers"),
+        (arrays() | {"features": np.array(["a"])}, {}, "real numbers"),
         (arrays() | {"features": np.eye(3)[arrays()["labels"]]}, {}, "do not vary"),
     ],
 )  # fmt: skip

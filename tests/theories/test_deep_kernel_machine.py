@@ -57,12 +57,16 @@ def test_scales_of_targets_whole_numbers_and_duplicates_do_not_matter() -> None:
         ({"inputs": X}, {}, "both, or neither"), ({"targets": Y}, {}, "both, or neither"),
         ({"inputs": X, "targets": Y[:9]}, {}, "as many of both"), ({"inputs": X[:9], "targets": Y[:9]}, {}, "9 rows"),
         ({"inputs": X, "targets": Y * 0}, {}, "the same for all inputs"),
+        # 24 of them are fitted, whose mean is off by rounding.
+        ({"inputs": X[:30], "targets": np.full(30, 0.7)}, {}, "the same for all inputs"),
         ({"inputs": X * np.nan, "targets": Y}, {}, "NaN"),
         ({"inputs": X.astype(complex), "targets": Y}, {}, "real numbers"),
         (DATA, {"kernel": "tanh"}, "relu, rbf, linear"),
         (DATA, {"depth": 0}, "depth=0"), (DATA, {"nu": 0.0}, "nu=0"), (DATA, {"noise": -1.0}, "noise=-1"),
         (DATA, {"points": 33}, "32 inputs to fit to and 33 points"), (DATA, {"steps": 0}, "steps=0"),
-        ({"inputs": np.ones((1300, 1)), "targets": np.arange(1300)}, {}, "set points=300"),
+        ({"inputs": np.arange(1300)[:, None], "targets": np.arange(1300)}, {}, "set points=300"),
+        ({"inputs": np.ones((20, 2)), "targets": np.arange(20)}, {}, "all the same"),
+        ({"inputs": np.zeros((20, 2)), "targets": np.arange(20)}, {}, "all the same"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(arrays: dict, options: dict, words: str) -> None:

@@ -35,8 +35,9 @@ def test_the_picture_is_the_output_by_samples_from_the_smallest_class_on() -> No
     "options, words",
     [
         ({"counts": [3, 0]}, "whole numbers from 1 on"), ({"counts": []}, "whole numbers"),
-        ({"matrices": 0}, "matrices=0"), ({"counts": [1.5]}, "whole numbers"), ({"weight_decay": 0}, "both above 0"),
-        ({"feature_decay": -1.0}, "both above 0"), ({"weight_decay": "x"}, "a number"),
+        ({"matrices": 0}, "matrices=0"), ({"counts": [1.5]}, "whole numbers"), ({"counts": 0.5}, "whole numbers"),
+        ({"weight_decay": 0}, "above 0: without decay"), ({"weight_decay": float("inf")}, "both finite"),
+        ({"feature_decay": -1.0}, "above 0: without decay"), ({"weight_decay": "x"}, "a number"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(options: dict, words: str) -> None:

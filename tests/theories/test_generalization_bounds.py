@@ -106,7 +106,7 @@ def test_unequal_counts_are_cut_to_the_smaller() -> None:
         (arrays() | {"train_labels": np.ones(60)}, {}, "got labels"), ({"test_labels": np.ones(60)}, {}, "all three"),
         (arrays() | {"train_labels": np.ones(60), "test_labels": np.zeros(60)}, {}, "fewer than two"),
         (arrays() | {"train_labels": np.ones(60), "test_labels": np.zeros(6)}, {}, "got labels"),
-        (arrays() | {"train": np.array("a")}, {}, "no numbers"),
+        (arrays() | {"train": np.array("a")}, {}, "real numbers"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(change: dict, options: dict, words: str) -> None:

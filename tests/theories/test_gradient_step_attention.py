@@ -61,7 +61,7 @@ ONES = {"xs": np.ones((3, 2)), "ys": np.ones(3)}
         ({"xs": ONES["xs"]}, {}, "one of the arrays"), (ONES | {"ys": np.ones(4)}, {}, "at least two points"),
         (ONES | {"xs": np.full((3, 2), np.nan)}, {}, "NaN"), (ONES | {"ys": np.array([1, 1, 0])}, {}, "target of 0"),
         ({"xs": np.ones((1, 2)), "ys": np.ones(1)}, {}, "at least two points"),
-        (ONES | {"ys": np.array(["a", "b", "c"])}, {}, "no numbers"),
+        (ONES | {"ys": np.array(["a", "b", "c"])}, {}, "real numbers"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(arrays: dict, options: dict, words: str) -> None:

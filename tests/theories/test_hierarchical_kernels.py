@@ -61,7 +61,11 @@ def test_duplicates_are_said_and_the_picture_is_drawn() -> None:
         ({"inputs": X[:, :6], "targets": Y}, {}, "a multiple of 8"), ({"inputs": X, "targets": Y[:5]}, {}, "as many"),
         ({"inputs": X * np.nan, "targets": Y}, {}, "finite"), ({"inputs": X, "targets": 0 * Y}, {}, "the same"),
         ({"inputs": X[:1], "targets": Y[:1]}, {}, "from 2 on"), ({"inputs": 0 * X, "targets": Y}, {}, "zeros"),
+        # Their mean is off by rounding.
+        ({"inputs": X[:30], "targets": np.full(30, 0.7)}, {}, "the same"),
         ({"inputs": X + 1j, "targets": Y}, {}, "real numbers"),
+        ({"inputs": X[:, :0], "targets": Y}, {}, "expected rows"),
+        ({"inputs": X * 1e300, "targets": Y}, {}, "scale the inputs down"), ({}, {"filters": 0.5}, "whole numbers"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(arrays: dict, options: dict, words: str) -> None:

@@ -76,7 +76,7 @@ def test_what_cannot_be_told_apart_is_told() -> None:
         (arrays() | {"tokens": arrays()["tokens"] * np.nan}, {}, "NaN"),
         (arrays() | {"weights": np.ones((2, 2))}, {}, "got weights"),
         (arrays() | {"weights": np.zeros((6, 6))}, {}, "all 0"),
-        (arrays() | {"queries": np.array(["a"])}, {}, "no numbers"),
+        (arrays() | {"queries": np.array(["a"])}, {}, "real numbers"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(change: dict, options: dict, words: str) -> None:

@@ -77,7 +77,8 @@ ONES = {"xs": np.ones((3, 2)), "ys": np.ones(3)}
         ({}, {"dimensions": 2.5}, "got dimensions=2.5"), ({}, {"ratio": 0.5}, "ratio=0.5"), ({}, {"noise": -1}, "noi"),
         ({}, {"step": 0}, "step=0"), ({}, {"step": 5.0}, "expected one below"), ({"ys": ONES["ys"]}, {}, "one of the"),
         (ONES | {"ys": np.ones(4)}, {}, "at least two points"), (ONES | {"ys": np.zeros(3)}, {}, "all 0"),
-        (ONES | {"xs": np.full((3, 2), np.inf)}, {}, "infinite"), (ONES | {"xs": np.array(["a"])}, {}, "no numbers"),
+        (ONES | {"xs": np.full((3, 2), np.inf)}, {}, "infinite"), (ONES | {"xs": np.array(["a"])}, {}, "real numbers"),
+        (ONES | {"xs": np.ones((3, 0))}, {}, "expected"), (ONES | {"xs": 1e300 * np.ones((3, 2))}, {}, "overflow"),
         ({"xs": np.zeros((3, 2)), "ys": np.ones(3)}, {}, "all 0"),
     ],
 )  # fmt: skip

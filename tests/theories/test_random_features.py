@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -37,6 +39,8 @@ def test_the_best_ridge_is_taken_and_said() -> None:
         ({"eigenvalues": np.array([1.0, 0.0])}, {}, "above 0"),
         ({"eigenvalues": np.array([1.0, np.nan])}, {}, "finite"),
         ({"eigenvalues": np.ones((2, 2))}, {}, "of one length"), ({}, {"samples": "many"}, "samples=many"),
+        ({}, {"samples": math.inf}, "samples=inf"), ({}, {"noise": math.nan}, "noise=nan"),
+        ({}, {"features": 1e308}, "all below 1e15"), ({}, {"ridge": 1e308}, "all below 1e15"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used(arrays: dict, options: dict, words: str) -> None:

@@ -117,3 +117,39 @@ def test_bad_rows_are_one_line(x: Tensor, words: str, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=words) as error:
             run()
         assert "\n" not in str(error.value)
+
+
+def test_more_inputs_than_memory_are_refused_before_they_are_worked_on(monkeypatch) -> None:
+    made, x = tower(TOWERS["relu"]), rows("equal norms")
+    monkeypatch.setattr(row_kernels, "available_memory", lambda: 80 * 80 * 17 - 1)  # two kernels and what is equal
+    monkeypatch.setattr(row_kernels, "planned", None)
+    with pytest.raises(UserError, match=r"got 80 × 80 inputs, .* which are free: write them into files with kernel_to"):
+        made.kernel(x)
+    with pytest.raises(UserError, match=r"take fewer, as in split\(x\[:100\], x\)"):
+        made.split(x)
+
+
+def test_files_are_refused_where_no_space_is_left(tmp_path: Path, monkeypatch) -> None:
+    from collections import namedtuple
+
+    from layerwright.theories import kernel_files
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(kernel_files.shutil, "disk_usage", lambda path: usage(10**6, 10**6, 100))
+    with pytest.raises(UserError, match="choose another folder, or float32"):
+        tower(TOWERS["relu"]).kernel_to(tmp_path, rows("equal norms"))
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_one_input_has_a_kernel_in_memory_and_in_files(tmp_path: Path) -> None:
+    made, x = tower(TOWERS["gelu with biases"]), rows("norms that differ")[:1]
+    exact = by_maps(made, x)
+    assert torch.equal(made.kernel(x).ntk, exact.ntk)
+    _, ntk = made.kernel_to(tmp_path, x, dtype=torch.float64)
+    assert np.allclose(ntk, exact.ntk, rtol=1e-12, atol=0)
+
+
+def test_norms_that_differ_go_without_a_table_and_agree_with_those_that_do_not() -> None:
+    made, x = tower(TOWERS["tanh"]), rows("equal norms")
+    nearly = x * (1 + 1e-9 * torch.arange(80.0, dtype=torch.float64))[:, None]
+    assert apart(made.kernel(nearly).ntk, made.kernel(x).ntk) < 1e-6

@@ -107,6 +107,8 @@ def test_arrays_of_any_real_type_are_read_as_float64(given: object) -> None:
 @pytest.mark.parametrize(
     "words, message",
     [
+        (lambda: None, "got NoneType as words of a tower"), (lambda: Dense(), "got Dense as words of a tower"),
+        (lambda: [Residual(Dense())], "got Dense as a branch"), (lambda: [Act(np.tanh)], "does not run on a tensor"),
         (lambda: [], "does not end with Dense"), (lambda: [Dense(), Act("relu")], "does not end with Dense"),
         (lambda: [Act("relu"), Dense()], "units that are not Gaussian"),
         (lambda: [Norm(), Act("relu"), Dense()], "units that are not Gaussian"),
@@ -133,7 +135,8 @@ def test_words_that_make_no_tower(words: object, message: str) -> None:
 @pytest.mark.parametrize(
     "x, message",
     [
-        (np.array([["a"]]), "can't convert"), (X[0], "expected rows"), (X * math.nan, "NaN or infinite"),
+        (np.array([["a"]]), "can't convert"), (None, "no array of numbers"), ("data", "no array of numbers"),
+        (X[0], "expected rows"), (X * math.nan, "NaN or infinite"),
         (X * 1e200, "not finite|overflow"), (X.to(torch.complex64), "complex"),
     ],
 )  # fmt: skip
@@ -147,3 +150,12 @@ def test_inputs_without_kernels(x: object, message: str) -> None:
 def test_sizes_of_a_network_are_whole_numbers() -> None:
     with pytest.raises(UserError, match="width=0"):
         tower([Dense()]).network(3, 0)
+    with pytest.raises(UserError, match="inputs=None"):
+        tower([Dense()]).network(None, 3)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    made = tower([Dense(np.float32(2.0)), Residual([Norm(np.float64(0.1)), Dense()], np.float32(0.5)), Dense()])
+    same = tower([Dense(2.0), Residual([Norm(0.1), Dense()], 0.5), Dense()])
+    assert torch.equal(made.kernel(X).ntk, same.kernel(X).ntk)
+    assert torch.equal(made.network(np.int64(6), 4)(X.float()), same.network(6, 4)(X.float()))
