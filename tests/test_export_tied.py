@@ -33,10 +33,14 @@ def size(folder: Path) -> int:
     return sum(tensor.nbytes for tensor in load_file(folder / "model.safetensors").values())
 
 
-@pytest.mark.parametrize("text", [LOOP, pytest.param(RECURSE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "text, fresh", [(LOOP, False), *(pytest.param(text, True, marks=pytest.mark.slow) for text in (LOOP, RECURSE))]
+)
 def test_a_folder_with_shared_weights_is_written_and_checked(
-    tiny_folder: Path, tmp_path: Path, capsys: Any, text: str
+    tiny_folder: Path, tmp_path: Path, capsys: Any, text: str, fresh: bool, request: pytest.FixtureRequest
 ) -> None:
+    if not fresh:
+        request.getfixturevalue("no_fresh_process")
     path = written(tmp_path, text)
     code, out, err = run(capsys, "reshape", tiny_folder, path, "--export", "tied", "--out", tmp_path / "new")
     assert code == 0, out + err

@@ -181,6 +181,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_powers_of_ten_are_numbers() -> None:
-    plan = Plan.from_yaml("reshape: 1\nsteps: [{heal: {learning_rate: 1e-3}}]\n")
-    assert plan.steps[0]["heal"]["learning_rate"] == 0.001
+    plan = Plan.from_yaml("reshape: 1\nsteps: [{fold: {temperature: 2e-1}}]\n")
+    assert plan.steps[0]["fold"]["temperature"] == 0.2
     assert Plan.from_yaml(plan.to_yaml()) == plan

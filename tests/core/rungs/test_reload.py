@@ -37,9 +37,10 @@ def edit_weights(folder: Path, change: Any) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-# In a process of its own
+# In a process of its own, as in the fast suite where a plan is applied (tests/test_reshape.py)
 
 
+@pytest.mark.slow
 def test_a_right_edit_comes_back_bit_for_bit_in_a_fresh_process() -> None:
     given = case((0, 2, 1, 2))
     given.save = given.after.save_pretrained
