@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -191,9 +191,15 @@ def fill(plan: Plan, todo: Sequence[Tile], nngp: Tensor, ntk: Tensor) -> None:
     Raises:
         ValueError: the kernels overflow.
     """
-    torch.empty(_FREED, dtype=torch.uint8)
+    _keep_freed_memory()
     for _ in on_threads(partial(_fill, plan, nngp, ntk), todo):
         pass
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Once: done again, it would be what makes glibc give back all that lies before it."""
+    torch.empty(_FREED, dtype=torch.uint8)
 
 
 def _fill(plan: Plan, nngp: Tensor, ntk: Tensor, tile: Tile) -> None:
