@@ -302,9 +302,12 @@ print(type(new).__module__)
 # The command line
 
 
+@pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_remote_folder_is_written_checked_and_comes_with_its_warning(
-    tiny_folder: Path, tmp_path: Path, capsys: Any
+    tiny_folder: Path, tmp_path: Path, capsys: Any, fresh: bool, request: pytest.FixtureRequest
 ) -> None:
+    if not fresh:
+        request.getfixturevalue("no_fresh_process")
     out = tmp_path / "new"
     code, said, err = run(capsys, "reshape", tiny_folder, written(tmp_path), "--export", "remote", "--out", out)
     assert code == 0, said + err

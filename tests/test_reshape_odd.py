@@ -90,7 +90,7 @@ def refused(name: str, order: Sequence[int], words: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name, kind", thinned(3, ODD, KINDS))
+@pytest.mark.parametrize("name, kind", thinned(4, ODD, KINDS))
 def test_edits_are_right_or_refused_by_the_entry_that_cannot_say_them(name: str, kind: str) -> None:
     depth = len(odd(name)[0].model.layers)
     if words := REFUSED.get((name, kind)):

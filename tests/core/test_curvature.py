@@ -81,7 +81,9 @@ def test_hessian_of_a_classifier() -> None:
     assert values[0] > -1e-6 * values[-1]
 
 
-@pytest.mark.parametrize("make", [tiny_llama, lambda: gpt2(**TINY)], ids=["llama", "gpt2 tied"])
+@pytest.mark.parametrize(
+    "make", [tiny_llama, pytest.param(lambda: gpt2(**TINY), marks=pytest.mark.slow)], ids=["llama", "gpt2 tied"]
+)
 def test_hessian_of_a_language_model(make: Any) -> None:
     model, ids = make(), token_ids(2, 6) % 10
     model.set_attn_implementation("eager")  # not the way that products take
