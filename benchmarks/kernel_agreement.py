@@ -10,14 +10,11 @@ of variance 1.
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from arrays_of_peer import both, far
 
 ROWS, DIMENSION, DEPTH, WEIGHT, BIAS, SLOPE, GAMMA = 66, 8, 3, 1.5, 0.1, 0.2, 0.5
 ACTIVATIONS = (
@@ -28,34 +25,15 @@ TOWERS = ("residual", "norm", "dropout")
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--peer", help="the interpreter of the environment with neural-tangents")
-    p.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
-    a = p.parse_args()
-    if a.as_peer:
-        np.savez(a.as_peer, **every(*theirs()))
-        return
-    if not a.peer:
-        p.error("give --peer PYTHON")
+    mine, peer = both(__file__, __doc__, lambda: every(*ours()), lambda: every(*theirs()))
     from common import table
 
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place, "theirs.npz")
-        subprocess.run([a.peer, __file__, "--as-peer", file], check=True, capture_output=True)
-        peer, mine = dict(np.load(file)), every(*ours())
     kinds = [(norms, part) for norms in data() for part in ("nngp", "ntk")]
     rows = [
         (name, *(far(mine[key := f"{name} {norms} {part}"], peer[key]) for norms, part in kinds))
         for name in (*ACTIVATIONS, *TOWERS)
     ]
     print(table(rows, ("tower", *(f"{part}, norms {norms}" for norms, part in kinds))))
-
-
-def far(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """The largest difference over the largest number, if the peer has one: of squared relu it has none."""
-    if np.isnan(theirs).any():
-        return "the peer's is NaN"
-    return f"{np.abs(ours - theirs).max() / np.abs(theirs).max():.0e}"
 
 
 def data() -> dict[str, np.ndarray]:

@@ -10,12 +10,8 @@ points at some times of gradient flow and at its end (`gradient_descent_mse_ense
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import tempfile
-from pathlib import Path
-
 import numpy as np
+from arrays_of_peer import both, far
 
 SAMPLES, QUERIES, DIMENSION, DEPTH, NOISE = 60, 20, 8, 3, 0.1
 WEIGHT, BIAS = 1.5, 0.1
@@ -24,28 +20,11 @@ ACTIVATIONS = ("relu", "erf", "gelu")
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--peer", help="the interpreter of the environment with neural-tangents")
-    p.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
-    a = p.parse_args()
-    if a.as_peer:
-        np.savez(a.as_peer, **theirs())
-        return
-    if not a.peer:
-        p.error("give --peer PYTHON")
+    mine, peer = both(__file__, __doc__, ours, theirs)
     from common import table
 
-    with tempfile.TemporaryDirectory() as place:
-        file = Path(place, "theirs.npz")
-        subprocess.run([a.peer, __file__, "--as-peer", file], check=True, capture_output=True)
-        peer, mine = dict(np.load(file)), ours()
     rows = [("dynamics", name, far(mine[name], peer[name])) for name in mine]
     print(table(rows, ("section", "quantity", "largest difference / largest number")))
-
-
-def far(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """The largest difference over the largest number."""
-    return f"{np.abs(ours - theirs).max() / np.abs(theirs).max():.0e}"
 
 
 def data() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -6,14 +6,11 @@ import copy
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
 import transformers
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from layerwright.core.depth_config import Build, Built, DepthConfig
 from layerwright.core.depth_search import Entries
@@ -21,11 +18,11 @@ from layerwright.core.errors import UserError
 from layerwright.core.load import quietly
 from layerwright.core.makes import counters
 from layerwright.core.stack import Stack
+from layerwright.core.weightless import weightless
 
 # What configurations say of blocks, for classes and configurations that were asked for lately.
 _KNOWN: dict[tuple[Any, ...], DepthConfig] = {}
 _MOST_KNOWN = 64
-_FILLING = {nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_, nn.init.constant_}
 
 
 class Frame:
@@ -132,21 +129,6 @@ def depth_config(model: nn.Module, container: str, depth: int) -> DepthConfig:
             del _KNOWN[next(iter(_KNOWN))]
         _KNOWN[key] = found
     return _KNOWN[key]
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves out the functions that fill new weights, which on the meta device take half the time of making a model."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        return (args[0] if args else kwargs["tensor"]) if func in _FILLING else func(*args, **kwargs)
-
-
-@contextmanager
-def weightless() -> Iterator[None]:
-    """Modules made meanwhile are on the meta device; no numbers are drawn for what has none."""
-    with torch.device("meta"), _Undrawn():
-        yield
 
 
 def _builder(kind: type[nn.Module], like: Any, container: str, shared: bool) -> Build:

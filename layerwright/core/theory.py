@@ -15,18 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from layerwright.core.errors import UserError
 from layerwright.core.files import write_files
 from layerwright.core.paper import BY_ID, Paper
 from layerwright.core.registry import check_options, nearest, read_docstring
+from layerwright.core.theory_inputs import check_real, of_kind
 from layerwright.core.trials import plain
 
 SCHEMA = 1
 _FORMS = (".json", ".csv", ".svg")
-_NUMPY = (np.generic, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -231,14 +230,14 @@ def predict(name: str, arrays: Mapping[str, Any] | None = None, options: Mapping
     """
     chosen, arrays, options = find_theory(name), dict(arrays or {}), dict(options or {})
     check_options(f"theory {name!r}", chosen.options, options)
-    options = {option: _of_kind(option, value, chosen.options[option]) for option, value in options.items()}
+    options = {option: of_kind(option, value, chosen.options[option]) for option, value in options.items()}
     if missing := [need for need, spare in chosen.needs.items() if need not in arrays and not spare]:
         raise UserError(f"theory {name!r} needs the array {missing[0]!r}; give it with --arrays FILE.npz")
     if unknown := [given for given in arrays if given not in chosen.needs]:
         expected = f"expected {', '.join(chosen.needs)}" if chosen.needs else "it takes none"
         raise UserError(f"theory {name!r} does not read the array {unknown[0]!r}; {expected}")
     for array, value in arrays.items():
-        _check_real(array, value)
+        check_real(array, value)
     made = _made(chosen, arrays, options)
     about = {
         "name": name, "title": chosen.title, "definition": chosen.definition, "formula": chosen.formula,
@@ -268,35 +267,6 @@ def _made(chosen: Theory, arrays: Mapping[str, Any], options: Mapping[str, Any])
 def _named(value: Any) -> Any:
     """A function by its name, which a file can hold."""
     return getattr(value, "__name__", type(value).__name__) if callable(value) else value
-
-
-def _check_real(array: str, value: Any) -> None:
-    """Refuse what is no array of real numbers; its shape and its numbers are for the theory to judge."""
-    if value is None:
-        return
-    try:
-        kind = np.asarray(value).dtype
-    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths; a tensor with a gradient
-        raise UserError(f"got {array} that is no array ({error}); expected real numbers") from None
-    if kind.kind not in "biuf":
-        raise UserError(f"got {array} of type {kind}; expected real numbers")
-
-
-def _of_kind(option: str, value: Any, default: Any) -> Any:
-    """Names stay names, numbers numbers, and one number is a list of one; what they may be is for the theory to say."""
-    listed, value = isinstance(default, (tuple, list)), value.tolist() if isinstance(value, _NUMPY) else value
-    if value is None and default is None:
-        return value
-    if isinstance(default, str):
-        if not (isinstance(value, str) or callable(value)):
-            raise UserError(f"got {option}={value}; expected a name")
-        return value
-    numbers = list(value) if listed and isinstance(value, (tuple, list)) else [value]
-    if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in numbers):
-        raise UserError(f"got {option}={value}; expected {'numbers, as in [3, 2, 1]' if listed else 'a number'}")
-    if option == "seed" and not (isinstance(value, int) and 0 <= value < 2**63):
-        raise UserError(f"got seed={value}; expected a whole number from 0 on")
-    return numbers if listed else value
 
 
 def quantities(rows: Sequence[tuple[str, float | str, str, str]]) -> pd.DataFrame:

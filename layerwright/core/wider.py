@@ -19,11 +19,12 @@ from torch import nn
 
 from layerwright.core.depth_config import DepthConfig
 from layerwright.core.errors import UserError
-from layerwright.core.frame import config_of, weightless
+from layerwright.core.frame import config_of
 from layerwright.core.load import quietly
 from layerwright.core.makes import makes_of
 from layerwright.core.starts import Start, start_of
 from layerwright.core.twins import Axes, Twins
+from layerwright.core.weightless import weightless
 
 # What was found for a configuration, which is asked for once a step of a plan and once a check of it.
 _FOUND: dict[str, Widening] = {}

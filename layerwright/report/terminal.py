@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from layerwright.core.compare import summary
 from layerwright.core.paper import Paper
 from layerwright.core.registry import Measure
 from layerwright.core.survey import Finding, Survey
+from layerwright.report.prose import flowing
 
 _BAR = 10
 _TONES = {"act": "yellow", "watch": "magenta", "protect": "cyan", "good": "green"}
@@ -300,18 +300,4 @@ def explain_function(
     console = console or Console(highlight=False)
     console.print(Text(name, "bold"))
     record(facts, console)
-    console.print(Text("\n" + _flowing(inspect.getdoc(function) or "")))
-
-
-def _flowing(text: str) -> str:
-    """Documentation whose lines go on to the end of their paragraph: a terminal breaks them where it is narrow."""
-    lines: list[str] = []
-    wide = False  # the source breaks lines at 120 columns
-    for line in text.splitlines():
-        alone = re.match(r"\s*(>>>|\.\.\.|\w+:|$)", line)
-        if wide and not alone:
-            lines[-1] += " " + line.strip()
-        else:
-            lines.append(line)
-        wide = len(line) > 80 and ">>>" not in line
-    return "\n".join(lines)
+    console.print(Text("\n" + flowing(inspect.getdoc(function) or "")))
