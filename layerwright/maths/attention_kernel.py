@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from layerwright.maths import kernel
-from layerwright.maths.kernel import Kernels, Map
+from layerwright.maths.kernel import Map, State
 
 # Numbers of the matrices that one batch of draws holds at once.
 _AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
-class Tokens(Kernels):
+class Tokens(State):
     """Kernels of all tokens of some sequences among each other, one sequence after another.
 
     Attributes:
@@ -61,7 +61,7 @@ def tokens(x: Tensor, by_layer: bool = False) -> Tokens:
     return Tokens(k.q1, k.q2, k.nngp, k.ntk, k.same, x.shape[1])
 
 
-def flatten(k: Tokens) -> Kernels:
+def flatten(k: Tokens) -> State:
     """Units of all tokens beside each other: the mean over positions of K(p, p), and of T(p, p).
 
     Example:
@@ -71,7 +71,7 @@ def flatten(k: Tokens) -> Kernels:
     return _read(k, lambda part: part.diagonal(dim1=-2, dim2=-1).mean(-1))
 
 
-def pool(k: Tokens) -> Kernels:
+def pool(k: Tokens) -> State:
     """Units averaged over tokens: the mean over all pairs of positions.
 
     Example:
@@ -81,10 +81,10 @@ def pool(k: Tokens) -> Kernels:
     return _read(k, lambda part: part.mean((-2, -1)))
 
 
-def _read(k: Tokens, mean: Callable[[Tensor], Tensor]) -> Kernels:
+def _read(k: Tokens, mean: Callable[[Tensor], Tensor]) -> State:
     nngp, ntk = (mean(k.blocks(part)) for part in (k.nngp, k.ntk))
     same, q = _equal(k), nngp.diagonal()
-    return Kernels(q, q, torch.where(same, q[:, None], nngp), ntk, same)
+    return State(q, q, torch.where(same, q[:, None], nngp), ntk, same)
 
 
 def _equal(k: Tokens) -> Tensor:
@@ -126,7 +126,7 @@ def attention(
     Reference: arXiv 2006.10540.
     """
 
-    def step(k: Kernels) -> Kernels:
+    def step(k: State) -> State:
         assert isinstance(k, Tokens)
         whole, parts = k.blocks(k.nngp), k.blocks(k.ntk[None] if k.ntk.ndim == 2 else k.ntk)
         if scaling == "1/d":

@@ -18,7 +18,7 @@ from torch import Tensor
 from layerwright.maths import kernel
 from layerwright.maths.convolution_layers import Chain, Layer, covariances, variances, wraps
 from layerwright.maths.displacements import Displacement, bands, singles, stratified
-from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel import State
 from layerwright.maths.threads import on_threads
 
 # Pairs of positions worked on at once, which stay in the cache, but never fewer images than fill a vector.
@@ -30,7 +30,7 @@ _KEPT = 2**25 - 2**12
 _BAND = 2**18
 
 
-def flattened(layers: Sequence[Layer], x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> Kernels:
+def flattened(layers: Sequence[Layer], x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> State:
     """The kernels where a readout keeps positions apart: the mean over positions of K(p, p), and of T(p, p).
 
     Args:
@@ -55,7 +55,7 @@ def flattened(layers: Sequence[Layer], x: Tensor, x2: Tensor | None = None, by_l
     return run.kernels(total, *(side.variances.flatten(0, 1).mean(0) for side in (run.first, run.second)))
 
 
-def pooled(layers: Sequence[Layer], x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> Kernels:
+def pooled(layers: Sequence[Layer], x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> State:
     """The kernels where a readout takes the mean over positions: the mean of K(p, p′) over all pairs of them.
 
     Args:
@@ -88,8 +88,8 @@ class Estimate(NamedTuple):
         share: of the work of all displacements.
     """
 
-    kernels: Kernels
-    halves: list[Kernels]
+    kernels: State
+    halves: list[State]
     share: float
 
 
@@ -178,7 +178,7 @@ class _Run:
         height, width, _ = self.first.variances.shape
         return height, width
 
-    def mean(self, displacements: Sequence[Displacement], weights: Tensor) -> list[Kernels]:
+    def mean(self, displacements: Sequence[Displacement], weights: Tensor) -> list[State]:
         """The weighted means over all pairs of positions, one for each row of weights."""
         found: list[list[Tensor]] = [[] for _ in weights]
         columns = weights.T / math.prod(self.shape) ** 2
@@ -210,11 +210,11 @@ class _Run:
         assert found is not None
         return found.triu() + found.triu(1).mT if half else found
 
-    def kernels(self, found: Tensor, q1: Tensor, q2: Tensor) -> Kernels:
+    def kernels(self, found: Tensor, q1: Tensor, q2: Tensor) -> State:
         """From `[kernels, N, M]`, covariances first."""
         q1, q2, found = (part.to(self.first.variances.dtype) for part in (q1, q2, found))
         nngp, ntk = torch.where(self.same, q1[:, None], found[0]), found[1:]
-        return Kernels(q1, q2, nngp, ntk if self.by_layer else ntk.sum(0), self.same)
+        return State(q1, q2, nngp, ntk if self.by_layer else ntk.sum(0), self.same)
 
     def _parts(self, displacement: Displacement) -> list[Tensor]:
         """What a displacement adds: for all pairs, and where there are two sets, for their images with themselves."""

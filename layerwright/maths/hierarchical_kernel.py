@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from layerwright.maths.activation import Activation, activation
-from layerwright.maths.kernel import Kernels, dense, inputs, nonlinear
+from layerwright.maths.kernel import State, dense, inputs, nonlinear
 
 # ν of the kernels of ReLU: near an input they go as the distance to the power 2ν.
 SMOOTHNESS = {"ntk": 0.5, "nngp": 1.5}
 
 
-def tree_kernel(x: Tensor, filters: Sequence[int], x2: Tensor | None = None, phi: Activation | None = None) -> Kernels:
+def tree_kernel(x: Tensor, filters: Sequence[int], x2: Tensor | None = None, phi: Activation | None = None) -> State:
     """Both kernels of an infinitely wide convolutional network of strides as long as its filters.
 
         K_i = E φ(u) φ(v),   u, v of covariance 2/s Σ_j K_j over the s nodes or inputs below
@@ -51,7 +51,7 @@ def tree_kernel(x: Tensor, filters: Sequence[int], x2: Tensor | None = None, phi
     step = nonlinear(phi or activation("relu"))
     second = x if x2 is None else x2
 
-    def node(layer: int, start: int) -> Kernels:
+    def node(layer: int, start: int) -> State:
         """The node of a layer whose patch begins at that input."""
         size = filters[layer]
         if layer == 0:
@@ -143,9 +143,9 @@ def circle_spectrum(filters: Sequence[int], kind: str, points: int) -> np.ndarra
     return np.fft.fftn(found).real / found.size
 
 
-def _mean(states: Iterator[Kernels]) -> Kernels:
+def _mean(states: Iterator[State]) -> State:
     total, count = next(states), 1
     for state in states:
         q1, q2, nngp, ntk = (getattr(total, name) + getattr(state, name) for name in ("q1", "q2", "nngp", "ntk"))
-        total, count = Kernels(q1, q2, nngp, ntk, total.same & state.same), count + 1
-    return Kernels(total.q1 / count, total.q2 / count, total.nngp / count, total.ntk / count, total.same)
+        total, count = State(q1, q2, nngp, ntk, total.same & state.same), count + 1
+    return State(total.q1 / count, total.q2 / count, total.nngp / count, total.ntk / count, total.same)

@@ -16,7 +16,11 @@ from torch import Tensor
 
 from layerwright.maths.activation import Activation
 
-__all__ = ["Kernels", "Map", "add", "checked", "dense", "dropout", "inputs", "kinds", "nonlinear", "norm"]
+__all__ = ["Kernels", "Map", "State", "add", "checked", "dense", "dropout", "inputs", "kinds", "nonlinear", "norm"]
+
+
+# Rows of inputs that are read at once.
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,22 @@ class Kernels:
             q where the two inputs are equal.
         ntk: tangent kernel, the inner product of the gradients of one output by all weights before it, `[N, M]`; or
             `[layers, N, M]`, the part of each dense layer's weights.
-        same: where the two inputs are equal, `[N, M]`.
     """
 
     q1: Tensor
     q2: Tensor
     nngp: Tensor
     ntk: Tensor
+
+
+@dataclass(frozen=True)
+class State(Kernels):
+    """The kernels of units somewhere in a tower, as maps read them.
+
+    Attributes:
+        same: where the two inputs are equal, `[N, M]`.
+    """
+
     same: Tensor
 
     def averages(self, phi: Activation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -58,10 +71,10 @@ class Kernels:
         return found
 
 
-Map = Callable[[Kernels], Kernels]
+Map = Callable[[State], State]
 
 
-def inputs(x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> Kernels:
+def inputs(x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> State:
     """The kernels of the inputs themselves: X X2ᵀ / d, and no tangents.
 
     Args:
@@ -85,7 +98,7 @@ def inputs(x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> Kerne
     same = first[:, None] == second[None, :]
     q1, q2 = (rows.square().mean(1) for rows in (x, y))
     ntk = x.new_zeros((0, len(x), len(y)) if by_layer else (len(x), len(y)))
-    return Kernels(q1, q2, torch.where(same, q1[:, None], x @ y.T / x.shape[1]), ntk, same)
+    return State(q1, q2, torch.where(same, q1[:, None], x @ y.T / x.shape[1]), ntk, same)
 
 
 def checked(x: Tensor, x2: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -107,16 +120,23 @@ def kinds(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         >>> kinds(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[2.0, 3.0], [-0.0, 1.0]]))
         (tensor([0, 1], dtype=torch.int32), tensor([1, 0], dtype=torch.int32))
     """
-    rows = (x if y is x else torch.cat([x, y])) + 0.0  # −0 is 0
-    raw = rows.detach().cpu().contiguous().view(torch.uint8).numpy()
+    pieces = [rows for given in ((x,) if y is x else (x, y)) for rows in given.split(_ROWS)]
     # Rows of different sums of their numbers as integers, which have no rounding, differ, and mostly that tells all.
-    words = raw.view(np.uint64 if raw.shape[1] % 8 == 0 else np.uint16 if raw.shape[1] % 4 else np.uint32)
-    odd = np.random.default_rng(0).integers(2**16, size=words.shape[1]).astype(words.dtype) * 2 + 1
-    sums, kind = np.unique(words @ odd, return_inverse=True)
-    if len(sums) < len(rows):
-        _, kind = np.unique(raw.view(np.dtype((np.void, raw.shape[1])))[:, 0], return_inverse=True)
+    words = _bits(x[:1]).shape[1]
+    odd = np.random.default_rng(0).integers(2**16, size=words) * 2 + 1
+    sums = np.concatenate([(part := _bits(rows)) @ odd.astype(part.dtype) for rows in pieces])
+    differ, kind = np.unique(sums, return_inverse=True)
+    if len(differ) < len(sums):
+        raw = np.concatenate([_bits(rows) for rows in pieces])
+        _, kind = np.unique(raw.view(np.dtype((np.void, raw.shape[1] * raw.itemsize)))[:, 0], return_inverse=True)
     found = torch.from_numpy(kind.astype(np.int32)).to(x.device)
     return (found, found) if y is x else (found[: len(x)], found[len(x) :])
+
+
+def _bits(rows: Tensor) -> np.ndarray:
+    """The bits of numbers as integers, as many at once as a row is full of; −0 is 0."""
+    raw = (rows + 0.0).detach().cpu().contiguous().view(torch.uint8).numpy()
+    return raw.view(np.uint64 if raw.shape[1] % 8 == 0 else np.uint16 if raw.shape[1] % 4 else np.uint32)
 
 
 def dense(weight_variance: float = 1.0, bias_variance: float = 0.0) -> Map:
@@ -135,7 +155,7 @@ def dense(weight_variance: float = 1.0, bias_variance: float = 0.0) -> Map:
     Reference: arXiv 1806.07572.
     """
 
-    def step(k: Kernels) -> Kernels:
+    def step(k: State) -> State:
         q1, q2, nngp = (weight_variance * part for part in (k.q1, k.q2, k.nngp))
         if bias_variance:
             q1, q2, nngp = (part.add_(bias_variance) for part in (q1, q2, nngp))
@@ -164,7 +184,7 @@ def nonlinear(phi: Activation) -> Map:
     Reference: arXiv 1806.07572.
     """
 
-    def step(k: Kernels) -> Kernels:
+    def step(k: State) -> State:
         g1, g2, dual, slope = k.averages(phi)
         return replace(k, q1=g1, q2=g2, nngp=dual, ntk=k.ntk * slope)
 
@@ -184,7 +204,7 @@ def norm(eps: float = 1e-5) -> Map:
         tensor([[0.5000]])
     """
 
-    def step(k: Kernels) -> Kernels:
+    def step(k: State) -> State:
         n1, n2 = k.q1 / (k.q1 + eps), k.q2 / (k.q2 + eps)
         scale = (k.q1 + eps).rsqrt()[:, None] * (k.q2 + eps).rsqrt()
         return replace(k, q1=n1, q2=n2, nngp=k.where_same(n1, k.nngp * scale), ntk=k.ntk * scale)
@@ -208,7 +228,7 @@ def dropout(keep: float) -> Map:
                 [1., 2.]])
     """
 
-    def step(k: Kernels) -> Kernels:
+    def step(k: State) -> State:
         if keep == 1:
             return k
         itself, q1, q2 = k.itself(), k.q1 / keep, k.q2 / keep
@@ -218,7 +238,7 @@ def dropout(keep: float) -> Map:
     return step
 
 
-def add(skip: Kernels, *branches: Kernels, scale: float = 1.0) -> Kernels:
+def add(skip: State, *branches: State, scale: float = 1.0) -> State:
     """What is carried past some branches, and the branches' sum times a scale; each ends in a dense layer of its own.
 
         K = K_skip + r² Σ K_branch,   T likewise

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel import State
 from layerwright.maths.kernel_pairs import NOWHERE, Fold, Inputs, Pairs
 
 __all__ = ["at_angles", "carried", "norms", "of_equal", "stacked"]
@@ -75,13 +75,13 @@ def carried(fold: Fold, inputs: Inputs) -> tuple[float, float]:
     return math.cos(_TRIED[high - 1]), math.cos(_TRIED[low + 1])
 
 
-def of_equal(fold: Fold, q: float, columns: int, by_layer: bool = False) -> Kernels:
+def of_equal(fold: Fold, q: float, columns: int, by_layer: bool = False) -> State:
     """The kernels of one input of a variance and its twins, or (`columns=1`) of one input and itself."""
     c, meets = torch.full((1, columns), q, dtype=torch.float64), slice(0, columns)
     return fold(Pairs(c[0, :1], c[0], c, _nothing(c, by_layer), torch.ones_like(c, dtype=torch.bool), meets))
 
 
-def stacked(found: Kernels) -> Tensor:
+def stacked(found: State) -> Tensor:
     """The covariance and all parts of the tangent kernel, `[kernels, N, M]`."""
     return torch.cat([found.nngp[None], found.ntk if found.ntk.ndim == 3 else found.ntk[None]])
 

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from layerwright.maths.activation import Activation
 from layerwright.maths.hermite_table import Series, series
-from layerwright.maths.kernel import Kernels, checked, kinds
+from layerwright.maths.kernel import State, checked, kinds
 
 __all__ = ["Fold", "Inputs", "Pairs", "Side", "inputs_of", "side"]
 
-Fold = Callable[[Kernels], Kernels]
+Fold = Callable[[State], State]
 NOWHERE = slice(0, 0)
 # A series ends where what follows is rounding.
 _NOTHING = {torch.float32: 1e-9, torch.float64: 1e-14}
 # Rows whose squares are summed in float64 at once.
-_ROWS = 1024
+_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class Inputs:
         first = _mean_squares(self.x)
         return first, first if self.one else _mean_squares(self.y)
 
+    @cached_property
+    def over_lengths(self) -> tuple[Tensor, Tensor]:
+        """One over the root of each variance, 0 where that is 0, float64."""
+        first, second = (torch.where(q > 0, q.rsqrt(), 0.0) for q in self.variances)
+        return first, second
+
     @property
     def shape(self) -> tuple[int, int]:
         """N and M."""
@@ -74,6 +80,15 @@ class Inputs:
         start, stop = max(rows.start, columns.start), min(rows.stop, columns.stop)
         return slice(start - columns.start, stop - columns.start) if self.one and start < stop else NOWHERE
 
+    def equal(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
+        """Of the pairs of some rows and columns those of equal inputs, counted from their first row and column."""
+        meets = self.meeting(rows, columns)
+        if self.alone:
+            at = torch.arange(meets.start, meets.stop)
+            return at + (columns.start - rows.start), at
+        first, second = self.same(rows, columns)[:, meets].nonzero(as_tuple=True)
+        return first, second + meets.start
+
     def itself(self, rows: slice, columns: slice) -> Tensor:
         """Where an input meets itself."""
         first, second = (torch.arange(part.start, part.stop) for part in (rows, columns))
@@ -87,16 +102,13 @@ class Inputs:
             columns: second inputs.
             rough: correlations between which all those of the tile must be for products, and results, of float32.
         """
-        meets, parts = self.meeting(rows, columns), (rows, columns)
-        variances = [q[part] for q, part in zip(self.variances, parts)]
-        over = [torch.where(q > 0, q.rsqrt(), 0.0) for q in variances]
+        equal, over = self.equal(rows, columns), [part[of] for part, of in zip(self.over_lengths, (rows, columns))]
         for dtype in (torch.float32, torch.float64):
             if dtype == torch.float32 and rough[0] > rough[1]:
                 continue
             c = (self.x[rows].to(dtype) @ self.y[columns].to(dtype).T).div_(self.x.shape[1])
             rho = (c * over[0][:, None].to(dtype)).mul_(over[1].to(dtype))
-            if meets != NOWHERE:
-                rho[:, meets].masked_fill_(self.same(rows, columns)[:, meets], 0.0)
+            rho[equal] = 0.0
             low, high = map(float, rho.aminmax())
             if rough[0] <= low and high <= rough[1]:
                 break
@@ -155,7 +167,7 @@ def side(phi: Activation, q: Tensor) -> Side:
 
 
 @dataclass(frozen=True)
-class Pairs(Kernels):
+class Pairs(State):
     """Kernels on which maps are quick and check nothing; all else as they are on `Kernels`.
 
     Attributes:
@@ -170,7 +182,7 @@ class Pairs(Kernels):
         return first, first if torch.equal(self.q1, self.q2) else side(phi, self.q2)
 
     def averages(self, phi: Activation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As on `Kernels`."""
+        """As on `State`."""
         first, second = self.sides(phi)
         if phi.closed is not None:
             dual, slope = phi.closed.both(self.q1[:, None], self.nngp, self.q2[None])
@@ -185,7 +197,7 @@ class Pairs(Kernels):
         return first.numbers[0], second.numbers[0], dual, slope
 
     def where_same(self, exact: Tensor, values: Tensor) -> Tensor:
-        """As on `Kernels`."""
+        """As on `State`."""
         return values if self.meets == NOWHERE else self._put(exact, values.clone())
 
     def _put(self, exact: Tensor, values: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from layerwright.maths import kernel_angles
 from layerwright.maths.kernel_angles import PRODUCT, at_angles, of_equal, stacked
-from layerwright.maths.kernel_pairs import NOWHERE, Fold, Inputs
+from layerwright.maths.kernel_pairs import Fold, Inputs
 
-__all__ = ["Table", "tabulated"]
+__all__ = ["Curves", "Table", "tabulated"]
 
 # Degree of the spline, and what it may be off of the largest number, by the type of the results.
 _SPLINES = {torch.float32: (3, 3e-7), torch.float64: (5, 1e-13)}
@@ -30,16 +31,18 @@ _PIECES, _MOST_PIECES, _COMPARED = 2**9, 2**15, 33
 _LINES, _OFF_LINE = 2**14, 1e-7
 # What share of the largest number may be lost to a product of float32.
 _COST, _SMALL = 2e-6, 1e-20
+# Of how many towers, norms and types the functions are kept.
+_KEPT = 8
 
 Function = Callable[[np.ndarray], np.ndarray]
+Norms = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True)
-class Table:
-    """Kernels of inputs whose norms are one, or can be taken out.
+class Curves:
+    """The function of the angle, for norms of which it is one.
 
     Attributes:
-        inputs: the inputs.
         homogeneous: whether all numbers below are to be multiplied by √(q₁q₂).
         spline: coefficients of each piece of θ, `[kernels, degree + 1, pieces + 1]`, in the type of the results; the
             first kernel is the covariance, and all others make up the tangent kernel.
@@ -49,7 +52,6 @@ class Table:
         rough: correlations between which products of float32 are good enough.
     """
 
-    inputs: Inputs
     homogeneous: bool
     spline: Tensor
     ends: tuple[float, float]
@@ -57,42 +59,46 @@ class Table:
     itself: Tensor | None
     rough: tuple[float, float]
 
+
+@dataclass(frozen=True)
+class Table:
+    """Kernels of inputs whose norms are one, or can be taken out, looked up."""
+
+    inputs: Inputs
+    curves: Curves
+
     @property
     def dtype(self) -> torch.dtype:
         """Of the results."""
-        return self.spline.dtype
+        return self.curves.spline.dtype
 
     @property
     def layers(self) -> int:
         """How many parts the tangent kernel has."""
-        return len(self.spline) - 1
-
-    @property
-    def parted(self) -> bool:
-        """Whether equal inputs end as different ones, by dropout."""
-        return self.itself is not None
+        return len(self.curves.spline) - 1
 
     @property
     def variances(self) -> tuple[Tensor, Tensor]:
         """Mean squares of a unit of the output, `[N]` and `[M]`."""
         q1, q2 = self.inputs.variances
-        scales = (q1, q2) if self.homogeneous else (torch.ones_like(q1), torch.ones_like(q2))
-        return self.ends[0] * scales[0], self.ends[1] * scales[1]
+        scales = (q1, q2) if self.curves.homogeneous else (torch.ones_like(q1), torch.ones_like(q2))
+        return self.curves.ends[0] * scales[0], self.curves.ends[1] * scales[1]
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """The kernels of a part of the pairs, `[kernels, n, m]`."""
-        rho = self.inputs.covariances(rows, columns, self.rough)[1]
-        at = rho.acos_().mul_((self.spline.shape[-1] - 1) / math.pi)
-        found = _looked_up(self.spline, at.to(self.spline.dtype))
+        curves = self.curves
+        rho = self.inputs.covariances(rows, columns, curves.rough)[1]
+        at = rho.acos_().mul_((curves.spline.shape[-1] - 1) / math.pi)
+        found = _looked_up(curves.spline, at.to(self.dtype))
         q1, q2 = self.inputs.variances[0][rows], self.inputs.variances[1][columns]
-        if self.homogeneous:
+        if curves.homogeneous:
             found.mul_(q1.sqrt()[:, None].to(found.dtype)).mul_(q2.sqrt().to(found.dtype))
-        if (meets := self.inputs.meeting(rows, columns)) != NOWHERE:
-            scale = (q1 if self.homogeneous else torch.ones_like(q1))[:, None]
-            for exact, where in ((self.twins, self.inputs.same), (self.itself, self.inputs.itself)):
-                if exact is not None:
-                    known = (exact[:, None, None] * scale).to(found.dtype)
-                    found[..., meets] = torch.where(where(rows, columns)[:, meets], known, found[..., meets])
+        first, second = self.inputs.equal(rows, columns)
+        exact = curves.twins[:, None].expand(-1, len(first))
+        if curves.itself is not None:
+            one = self.inputs.one & (first + rows.start == second + columns.start)
+            exact = torch.where(one, curves.itself[:, None], exact)
+        found[:, first, second] = (exact * q1[first] if curves.homogeneous else exact).to(found.dtype)
         return found
 
 
@@ -111,38 +117,48 @@ def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
         >>> from layerwright.maths.kernel import dense
         >>> from layerwright.maths.kernel_pairs import inputs_of
         >>> table = tabulated(dense(2.0), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
-        >>> table.homogeneous, table.tile(slice(0, 2), slice(0, 2))[0]
+        >>> table.curves.homogeneous, table.tile(slice(0, 2), slice(0, 2))[0]
         (True, tensor([[2.0000, 2.0000],
                 [2.0000, 4.0000]]))
         >>> tabulated(dense(2.0, 0.1), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
     """
+    first, second = (kernel_angles.norms(q) for q in inputs.variances)
+    curves = _curves(fold, first, second, inputs.by_layer, dtype)
+    return None if curves is None else Table(inputs, curves)
+
+
+@lru_cache(maxsize=_KEPT)
+def _curves(
+    fold: Fold, first: tuple[float, ...], second: tuple[float, ...], by_layer: bool, dtype: torch.dtype
+) -> Curves | None:
+    """Of norms as `kernel_angles.norms` tells them; kept for the next call, as only they depend on depth."""
     degree, tolerance = _SPLINES[dtype]
-    norms = [kernel_angles.norms(q) for q in inputs.variances]
-    homogeneous = _homogeneous(fold, norms, inputs.by_layer, tolerance)
+    homogeneous = _homogeneous(fold, (first, second), by_layer, tolerance)
     if homogeneous is None:
         return None
-    (*_, first), (*_, second) = norms
-    second, unit = (first, first) if homogeneous else (second, 1.0)
+    one, other, unit = first[-1], second[-1], 1.0
+    if homogeneous:
+        other = unit = one
 
     def function(theta: np.ndarray) -> np.ndarray:
-        return at_angles(fold, [first], [second], theta, inputs.by_layer)[:, 0, 0].numpy() / unit
+        return at_angles(fold, [one], [other], theta, by_layer)[:, 0, 0].numpy() / unit
 
     nodes = _nodes(function, degree, tolerance)
     if nodes is None:
         return None
     spline = _spline(*nodes, degree)
     pieces = _lines(spline) if dtype == torch.float32 else spline
-    twins = of_equal(fold, first, 2, inputs.by_layer)
-    itself = twins if twins.same.all() else of_equal(fold, first, 1, inputs.by_layer)
-    end = twins if second == first else of_equal(fold, second, 2, inputs.by_layer)
-    return Table(
-        inputs, homogeneous, torch.from_numpy(pieces).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
+    twins = of_equal(fold, one, 2, by_layer)
+    itself = twins if twins.same.all() else of_equal(fold, one, 1, by_layer)
+    end = twins if other == one else of_equal(fold, other, 2, by_layer)
+    return Curves(
+        homogeneous, torch.from_numpy(pieces).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
         stacked(twins)[:, 0, 0] / unit, None if itself is twins else stacked(itself)[:, 0, 0] / unit,
-        _rough(spline, norms, dtype),
+        _rough(spline, (first, second), dtype),
     )  # fmt: skip
 
 
-def _homogeneous(fold: Fold, norms: list[tuple[float, ...]], by_layer: bool, tolerance: float) -> bool | None:
+def _homogeneous(fold: Fold, norms: Norms, by_layer: bool, tolerance: float) -> bool | None:
     """Whether one function of ρ is to be multiplied by √(q₁q₂), or None where there is no one function."""
     if all(len(found) == 1 for found in norms):
         return False
@@ -203,7 +219,7 @@ def _lines(spline: np.ndarray) -> np.ndarray:
     return np.stack([values, np.diff(values, append=values[:, -1:])], axis=1)
 
 
-def _rough(spline: np.ndarray, norms: list[tuple[float, ...]], dtype: torch.dtype) -> tuple[float, float]:
+def _rough(spline: np.ndarray, norms: Norms, dtype: torch.dtype) -> tuple[float, float]:
     """The correlations around 0 where what a product of float32 is off costs little; none for other results."""
     fits = all(_SMALL < q < 1 / _SMALL for found in norms for q in found if q)
     theta = np.linspace(0, math.pi, spline.shape[-1])
@@ -218,7 +234,7 @@ def _rough(spline: np.ndarray, norms: list[tuple[float, ...]], dtype: torch.dtyp
 
 def _looked_up(spline: Tensor, at: Tensor) -> Tensor:
     """The splines at places counted in pieces, `[kernels, *at.shape]`."""
-    piece, found = at.long().view(-1), at.new_empty(len(spline), *at.shape)
+    piece, found = at.int().view(-1), at.new_empty(len(spline), *at.shape)
     part = at.frac_().view(-1)
     for values, (*lower, highest) in zip(found.view(len(spline), -1), (kernel.unbind() for kernel in spline)):
         torch.index_select(highest, 0, piece, out=values)

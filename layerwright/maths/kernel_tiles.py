@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from layerwright.maths.activation import Activation
-from layerwright.maths.kernel import Kernels
-from layerwright.maths.kernel_angles import carried, of_equal, stacked
+from layerwright.maths.kernel import Kernels, State
+from layerwright.maths.kernel_angles import carried, stacked
 from layerwright.maths.kernel_pairs import NOWHERE, Fold, Inputs, Pairs, Side, side
 from layerwright.maths.kernel_table import Table, tabulated
 from layerwright.maths.threads import on_threads
@@ -43,7 +43,6 @@ class Folded:
         variances: mean squares of a unit of the output, `[N]` and `[M]`.
         layers: how many parts the tangent kernel has.
         rough: correlations of inputs between which maps are folded in float32; other tiles are in float64.
-        parted: whether equal inputs end as different ones, by dropout.
     """
 
     fold: Fold
@@ -53,7 +52,6 @@ class Folded:
     variances: tuple[Tensor, Tensor]
     layers: int
     rough: tuple[float, float]
-    parted: bool
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """The kernels of a part of the pairs, `[kernels, n, m]`."""
@@ -120,22 +118,18 @@ def folded(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Folded:
         ValueError: as in `planned`.
     """
     written: list[list[Side]] = []
-    ends: list[Kernels] = []
+    ends: list[State] = []
     for q in inputs.variances[: 1 if inputs.one else 2]:
         none = q.new_zeros(len(q), 0)
         ntk = none[None][:0] if inputs.by_layer else none
         written.append([])
         ends.append(fold(_Alone(q, q[:0], none, ntk, none.bool(), NOWHERE, written[-1])))
     rough = carried(fold, inputs) if dtype == torch.float32 else (1.0, -1.0)
-    sides, variances, parted = (
-        (written[0], written[-1]),
-        (ends[0].q1, ends[-1].q1),
-        not of_equal(fold, 1.0, 2).same.all(),
-    )
-    return Folded(fold, inputs, dtype, sides, variances, _layers(ends[0]), rough, parted)
+    sides, variances = (written[0], written[-1]), (ends[0].q1, ends[-1].q1)
+    return Folded(fold, inputs, dtype, sides, variances, _layers(ends[0]), rough)
 
 
-def _layers(found: Kernels) -> int:
+def _layers(found: State) -> int:
     return len(found.ntk) if found.ntk.ndim == 3 else 1
 
 
@@ -156,8 +150,7 @@ def filled(plan: Plan, dtype: torch.dtype) -> Kernels:
     nngp, ntk = torch.empty(n, m, dtype=dtype), torch.empty(plan.layers, n, m, dtype=dtype)
     fill(plan, tiles(plan, slice(n), slice(m)), nngp, ntk)
     q1, q2 = (q.to(dtype) for q in plan.variances)
-    same = plan.inputs.itself if plan.parted else plan.inputs.same
-    return Kernels(q1, q2, nngp, ntk if plan.inputs.by_layer else ntk[0], same(slice(0, n), slice(0, m)))
+    return Kernels(q1, q2, nngp, ntk if plan.inputs.by_layer else ntk[0])
 
 
 def tiles(plan: Plan, rows: slice, columns: slice) -> list[Tile]:
@@ -202,6 +195,12 @@ def _keep_freed_memory() -> None:
     torch.empty(_FREED, dtype=torch.uint8)
 
 
+@cache
+def _upper(n: int) -> Tensor:
+    """The diagonal of a matrix and what is above it."""
+    return torch.ones(n, n, dtype=torch.bool).triu()
+
+
 def _fill(plan: Plan, nngp: Tensor, ntk: Tensor, tile: Tile) -> None:
     rows, columns = tile
     found = plan.tile(rows, columns).to(nngp.dtype)
@@ -211,6 +210,6 @@ def _fill(plan: Plan, nngp: Tensor, ntk: Tensor, tile: Tile) -> None:
         whole[..., rows, columns] = part
         if plan.inputs.one:
             if columns.start == rows.start:
-                upper = part[..., : rows.stop - rows.start]
-                upper.copy_(upper.triu() + upper.triu(1).mT)
+                square = part[..., : rows.stop - rows.start]
+                square.copy_(torch.where(_upper(square.shape[-1]), square, square.mT))
             whole[..., columns, rows] = part.mT

@@ -14,7 +14,7 @@ from layerwright.core.memory import available_memory
 from layerwright.maths import convolution_kernel
 from layerwright.maths.activation import Activation
 from layerwright.maths.convolution_layers import Branch, Convolution, Layer, Nonlinearity, Normalization
-from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel import Kernels, State
 from layerwright.theories.grammar import flat, reads
 from layerwright.theories.words import Act, Conv, Norm, Pool, Residual, Word
 
@@ -41,7 +41,7 @@ class SampledKernels:
     share: float
 
 
-def image_kernels(words: Sequence[Word], x: Any, x2: Any, dtype: torch.dtype, by_layer: bool) -> Kernels:
+def image_kernels(words: Sequence[Word], x: Any, x2: Any, dtype: torch.dtype, by_layer: bool) -> State:
     """The kernels that words up to a readout, which is the last, make of images.
 
     Raises:
@@ -56,7 +56,7 @@ def image_kernels(words: Sequence[Word], x: Any, x2: Any, dtype: torch.dtype, by
 
 def sampled_kernels(
     words: Sequence[Word], x: Any, x2: Any, dtype: torch.dtype, share: float, seed: int,
-    fold: Callable[[Kernels, Sequence[Word]], Kernels],
+    fold: Callable[[State, Sequence[Word]], Kernels],
 ) -> SampledKernels:  # fmt: skip
     """The kernels of a tower from a sample of displacements.
 

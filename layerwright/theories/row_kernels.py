@@ -12,6 +12,7 @@ from layerwright.core.memory import available_memory
 from layerwright.maths import kernel
 from layerwright.maths.kernel import Kernels
 from layerwright.maths.kernel_pairs import Fold, inputs_of
+from layerwright.maths.kernel_table import Table
 from layerwright.maths.kernel_tiles import Plan, filled, planned
 
 # Pairs so few that no other way is shorter than the maps as they stand.
@@ -34,12 +35,30 @@ def row_kernels(fold: Fold, x: Any, x2: Any, dtype: torch.dtype, by_layer: bool)
         UserError: more of them than memory holds.
     """
     rows, columns = _read(x, x2, dtype)
-    few = rows.ndim != 2 or len(rows) * len(rows if columns is None else columns) <= _FEW
-    if few or rows.device.type != "cpu":
+    if _at_once(rows, columns):
         exact = kernel.inputs(rows.double(), None if columns is None else columns.double(), by_layer)
         return as_type(fold(exact), dtype)
     _check_memory(fold, rows, columns, dtype, by_layer)
     return filled(planned(fold, inputs_of(rows, columns, by_layer), dtype), dtype)
+
+
+def way(fold: Fold, x: Any, x2: Any, dtype: torch.dtype) -> str:
+    """How `row_kernels` goes about it: "at once", "table" or "tiles".
+
+    Raises:
+        ValueError: inputs without kernels.
+    """
+    rows, columns = _read(x, x2, dtype)
+    given = inputs_of(rows, columns)
+    if _at_once(rows, columns):
+        return "at once"
+    return "table" if isinstance(planned(fold, given, dtype), Table) else "tiles"
+
+
+def _at_once(rows: Tensor, columns: Tensor | None) -> bool:
+    """Whether all pairs go through the maps together, which is also what says why inputs are none."""
+    few = rows.ndim != 2 or len(rows) * len(rows if columns is None else columns) <= _FEW
+    return few or rows.device.type != "cpu"
 
 
 def as_type(found: Kernels, dtype: torch.dtype) -> Kernels:
@@ -51,7 +70,7 @@ def as_type(found: Kernels, dtype: torch.dtype) -> Kernels:
     q1, q2, nngp, ntk = (part.to(dtype) for part in (found.q1, found.q2, found.nngp, found.ntk))
     if not (nngp.isfinite().all() and ntk.isfinite().all()):
         raise ValueError("got kernels that overflow; expected finite ones: take smaller variances or fewer layers")
-    return Kernels(q1, q2, nngp, ntk, found.same)
+    return Kernels(q1, q2, nngp, ntk)
 
 
 def row_plan(fold: Fold, x: Any, x2: Any, dtype: torch.dtype) -> Plan:
@@ -82,7 +101,7 @@ def _check_memory(fold: Fold, x: Tensor, x2: Tensor | None, dtype: torch.dtype, 
     """Before anything is worked out."""
     n, m = len(x), len(x if x2 is None else x2)
     layers = len(fold(kernel.inputs(torch.ones(1, 1), by_layer=True)).ntk) if by_layer else 1
-    needed = n * m * ((1 + layers) * dtype.itemsize + 1)
+    needed = n * m * (1 + layers) * dtype.itemsize
     if needed > (free := available_memory()):
         advice = (
             "take fewer, as in split(x[:100], x)" if by_layer else "write them into files with kernel_to(folder, x)"

@@ -12,7 +12,7 @@ from torch import Tensor
 from layerwright.core.errors import UserError
 from layerwright.core.memory import available_memory
 from layerwright.maths import attention_kernel
-from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel import Kernels, State
 from layerwright.theories.grammar import flat
 from layerwright.theories.image_towers import SampledKernels
 from layerwright.theories.words import Attention, Conv, Dense, Word
@@ -21,7 +21,7 @@ from layerwright.theories.words import Attention, Conv, Dense, Word
 _HELD = 12
 _RUNS = 16
 _GB = 2**30
-Step = Callable[[Kernels, Word], Kernels]
+Step = Callable[[State, Word], State]
 
 
 def sequence_kernels(words: Sequence[Word], x: Any, x2: Any, by_layer: bool, step: Step) -> Kernels:
@@ -41,10 +41,10 @@ def sequence_kernels(words: Sequence[Word], x: Any, x2: Any, by_layer: bool, ste
     first, second = _sequences(x, x2)
     every = first if second is None else torch.cat([first, second])
     _check_memory(words, every, by_layer)
-    start: Kernels = attention_kernel.tokens(every, by_layer)
+    start: State = attention_kernel.tokens(every, by_layer)
     k = reduce(step, words, start)
     rows, columns = slice(len(first)), slice(None) if second is None else slice(len(first), None)
-    return Kernels(k.q1[rows], k.q2[columns], k.nngp[rows, columns], k.ntk[..., rows, columns], k.same[rows, columns])
+    return Kernels(k.q1[rows], k.q2[columns], k.nngp[rows, columns], k.ntk[..., rows, columns])
 
 
 def drawn_kernels(
@@ -79,7 +79,7 @@ def drawn_kernels(
 
     q1, q2, nngp, ntk = (over(part).mean(0) for part in ("q1", "q2", "nngp", "ntk"))
     nngp_error, ntk_error = (over(part).std(0) / _RUNS**0.5 for part in ("nngp", "ntk"))
-    return SampledKernels(Kernels(q1, q2, nngp, ntk, found[0].same), nngp_error, ntk_error, share=1.0)
+    return SampledKernels(Kernels(q1, q2, nngp, ntk), nngp_error, ntk_error, share=1.0)
 
 
 def _sequences(x: Any, x2: Any) -> tuple[Tensor, Tensor | None]:

@@ -9,11 +9,11 @@ import torch
 from layerwright.maths import kernel
 from layerwright.maths.activation import Activation
 from layerwright.maths.attention_kernel import Tokens, attention, flatten, pool
-from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel import State
 from layerwright.theories.words import Act, Attention, Dense, Dropout, Flatten, Norm, Pool, Residual, Word
 
 
-def step(state: Kernels, word: Word, draws: int | None = None, generator: torch.Generator | None = None) -> Kernels:
+def step(state: State, word: Word, draws: int | None = None, generator: torch.Generator | None = None) -> State:
     """The kernels after a word, of rows or of tokens.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -15,12 +16,12 @@ from torch import Tensor, nn
 
 from layerwright.core.errors import UserError
 from layerwright.core.progress import bars
-from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel import Kernels, State
 from layerwright.theories.grammar import check, reads
 from layerwright.theories.image_towers import SampledKernels, image_kernels, sampled_kernels
 from layerwright.theories.kernel_files import write_kernels
 from layerwright.theories.ntk_modules import modules
-from layerwright.theories.row_kernels import as_type, row_kernels, row_plan
+from layerwright.theories.row_kernels import as_type, row_kernels, row_plan, way
 from layerwright.theories.sequence_towers import drawn_kernels, sequence_kernels
 from layerwright.theories.steps import step
 from layerwright.theories.words import Act, Attention, Conv, Dense, Dropout, Flatten, Norm, Pool, Residual, Word
@@ -70,6 +71,28 @@ class Tower:
         """
         return self._kernels(x, x2, by_layer=False, dtype=dtype)
 
+    def way(self, x: Tensor, x2: Tensor | None = None, *, dtype: torch.dtype = torch.float64) -> str:
+        """How `kernel` works out these rows.
+
+        Returns:
+            "table" where kernels are looked up by the angle between two inputs; "tiles" where that does not hold, as
+            norms differ and the tower is not homogeneous, so that all layers are worked out for each pair; "at once"
+            for so few pairs that no other way is shorter.
+
+        Raises:
+            UserError: as in `kernel`, or a tower that reads images or sequences.
+
+        Example:
+            >>> x, made = torch.arange(300.0)[:, None], tower([Dense(2.0), Act("relu"), Dense()])
+            >>> made.way(x), tower([Dense(2.0, 0.1), *made.words[1:]]).way(x), made.way(x[:3])
+            ('table', 'tiles', 'at once')
+        """
+        self._check_rows("take kernel(x)")
+        try:
+            return way(self._fold, x, x2, dtype)
+        except (TypeError, ValueError) as error:
+            raise UserError(str(error)) from None
+
     def kernel_to(
         self,
         folder: str | Path,
@@ -100,10 +123,9 @@ class Tower:
             UserError: inputs as in `kernel`, a tower that reads images, or a folder that cannot be written or has too
                 little space.
         """
-        if self.readout is not None:
-            raise UserError(
-                f"got a tower that reads {self.reads}; expected one that reads rows: take kernel(x[:100], x)"
-            )
+        if not isinstance(folder, str | os.PathLike):
+            raise UserError(f"got {type(folder).__name__} as the folder; expected a path, then the inputs")
+        self._check_rows("take kernel(x[:100], x)")
         try:
             plan = row_plan(self._fold, x, x2, dtype)
         except (TypeError, ValueError) as error:
@@ -147,6 +169,8 @@ class Tower:
         if not all(isinstance(n, Integral) and int(n) >= 1 for n in sizes):
             raise UserError(f"got inputs={inputs}, width={width}, outputs={outputs}; expected whole numbers from 1 on")
         expected = {"rows": "a number", "sequences": "tokens and their numbers", "images": "channels, height and width"}
+        if not isinstance(seed, int):
+            raise UserError(f"got seed={seed!r}; expected a whole number")
         if len(shape) != 1 + list(expected).index(self.reads):
             raise UserError(f"got inputs={inputs}; expected {expected[self.reads]}")
         if self.reads == "sequences":
@@ -236,6 +260,10 @@ class Tower:
         """Which word reads out positions, where the tower reads images or sequences."""
         return next((k for k, word in enumerate(self.words) if isinstance(word, Flatten | Pool)), None)
 
+    def _check_rows(self, advice: str) -> None:
+        if self.readout is not None:
+            raise UserError(f"got a tower that reads {self.reads}; expected one that reads rows: {advice}")
+
     def _kernels(self, x: Tensor, x2: Tensor | None, by_layer: bool, dtype: torch.dtype) -> Kernels:
         try:
             if self.readout is None:
@@ -247,7 +275,7 @@ class Tower:
         except (TypeError, ValueError) as error:
             raise UserError(str(error)) from None
 
-    def _fold(self, start: Kernels) -> Kernels:
+    def _fold(self, start: State) -> State:
         return reduce(step, self.words, start)
 
 

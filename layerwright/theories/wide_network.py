@@ -86,6 +86,8 @@ def wide_network(
     network = tower_of(activation, depth, weight_variance, bias_variance, residual)
     found = _facts(network.kernel(torch.from_numpy(x)))
     notes = remarks(x) + (["inputs and targets are made"] if inputs is None else [])
+    if network.way(torch.from_numpy(x)) == "tiles":
+        notes.append("norms differ, so that no table of angles holds: all layers were worked out for each pair")
     rows = list(found.rows)
     if y is not None:
         rows += _learning(found, y, notes)

@@ -24,7 +24,7 @@ from layerwright.core.tower_reader import read_tower
 from layerwright.core.tower_trace import no_tower
 from layerwright.maths import kernel, propagation
 from layerwright.maths.activation import Activation, activation
-from layerwright.maths.kernel import Kernels
+from layerwright.maths.kernel import State
 from layerwright.verbs.measuring import INDEPENDENT
 
 NAME = "signal_propagation"
@@ -160,9 +160,9 @@ def _table(reading: Reading, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*columns, "predicted", "value", "low", "high"])
 
 
-def _forward(reading: Reading, phis: Mapping[int, Activation]) -> list[Kernels]:
+def _forward(reading: Reading, phis: Mapping[int, Activation]) -> list[State]:
     """The kernel of every step."""
-    found: list[Kernels] = []
+    found: list[State] = []
     for number, step in enumerate(reading.steps):
         of = [found[k] for k in step.of]
         match step:
@@ -180,11 +180,11 @@ def _forward(reading: Reading, phis: Mapping[int, Activation]) -> list[Kernels]:
     return found
 
 
-def _times(k: Kernels, scale: float) -> Kernels:
+def _times(k: State, scale: float) -> State:
     return replace(k, **{name: scale**2 * getattr(k, name) for name in ("q1", "q2", "nngp", "ntk")})
 
 
-def _backward(reading: Reading, phis: Mapping[int, Activation], kernels: Sequence[Kernels]) -> list[Tensor]:
+def _backward(reading: Reading, phis: Mapping[int, Activation], kernels: Sequence[State]) -> list[Tensor]:
     """The squared length of the gradient by every step's units, for each input, of an end along a unit vector.
 
     Ways that meet have gone through different weights, and are uncorrelated.
@@ -207,7 +207,7 @@ def _backward(reading: Reading, phis: Mapping[int, Activation], kernels: Sequenc
     return found
 
 
-def _correlation(k: Kernels) -> Tensor:
+def _correlation(k: State) -> Tensor:
     """Mean over pairs of inputs that are not zero there."""
     scale = (k.q1[:, None] * k.q2).sqrt()
     pairs = (scale > 0).fill_diagonal_(False)

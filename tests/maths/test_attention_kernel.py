@@ -15,7 +15,7 @@ X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch
 
 def with_tangents(x: Tensor, by_layer: bool = False) -> Tokens:
     """Tokens after a dense layer, and after a nonlinear one, so that all kernels differ."""
-    state: kernel.Kernels = tokens(x, by_layer)
+    state: kernel.State = tokens(x, by_layer)
     for step in (kernel.dense(1.5, 0.1), kernel.nonlinear(activation("erf")), kernel.dense(1.2)):
         state = step(state)
     assert isinstance(state, Tokens)

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from layerwright.maths.activation import activation
-from layerwright.maths.kernel import Kernels, Map, add, dense, dropout, inputs, kinds, nonlinear, norm
+from layerwright.maths.kernel import Map, State, add, dense, dropout, inputs, kinds, nonlinear, norm
 
 float64 = partial(torch.tensor, dtype=torch.float64)
 
 
-def fold(x: Tensor, *maps: Map, x2: Tensor | None = None) -> Kernels:
+def fold(x: Tensor, *maps: Map, x2: Tensor | None = None) -> State:
     return reduce(lambda state, layer: layer(state), maps, inputs(x, x2))
 
 
@@ -102,7 +102,7 @@ def test_second_inputs_are_a_block_of_all(points: Tensor) -> None:
 
 
 def test_parts_by_layer_add_up_through_branches(points: Tensor) -> None:
-    def through(state: Kernels) -> Kernels:
+    def through(state: State) -> State:
         state = dense(1.5)(state)
         first = dense(2.0)(nonlinear(activation("relu"))(state))
         second = dense(0.5, 0.2)(nonlinear(activation("gelu"))(norm()(state)))

@@ -121,7 +121,7 @@ def test_bad_rows_are_one_line(x: Tensor, words: str, tmp_path: Path) -> None:
 
 def test_more_inputs_than_memory_are_refused_before_they_are_worked_on(monkeypatch) -> None:
     made, x = tower(TOWERS["relu"]), rows("equal norms")
-    monkeypatch.setattr(row_kernels, "available_memory", lambda: 80 * 80 * 17 - 1)  # two kernels and what is equal
+    monkeypatch.setattr(row_kernels, "available_memory", lambda: 80 * 80 * 16 - 1)  # two kernels
     monkeypatch.setattr(row_kernels, "planned", None)
     with pytest.raises(UserError, match=r"got 80 × 80 inputs, .* which are free: write them into files with kernel_to"):
         made.kernel(x)
@@ -152,4 +152,20 @@ def test_one_input_has_a_kernel_in_memory_and_in_files(tmp_path: Path) -> None:
 def test_norms_that_differ_go_without_a_table_and_agree_with_those_that_do_not() -> None:
     made, x = tower(TOWERS["tanh"]), rows("equal norms")
     nearly = x * (1 + 1e-9 * torch.arange(80.0, dtype=torch.float64))[:, None]
+    assert (made.way(x), made.way(nearly), made.way(nearly[:3])) == ("table", "tiles", "at once")
     assert apart(made.kernel(nearly).ntk, made.kernel(x).ntk) < 1e-6
+
+
+def test_the_second_call_reads_the_table_of_the_first() -> None:
+    x, calls = rows("equal norms"), []
+    made = tower(TOWERS["relu"])
+
+    def fold(start: kernel.State) -> kernel.State:
+        calls.append(start.nngp.shape)
+        return made._fold(start)
+
+    first = row_kernels.row_kernels(fold, x, None, torch.float64, False)
+    made_of = len(calls)
+    second = row_kernels.row_kernels(fold, x, None, torch.float64, False)
+    assert len(calls) == made_of > 0
+    assert torch.equal(first.ntk, second.ntk)

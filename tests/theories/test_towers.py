@@ -148,6 +148,10 @@ def test_inputs_without_kernels(x: object, message: str) -> None:
 
 
 def test_sizes_of_a_network_are_whole_numbers() -> None:
+    with pytest.raises(UserError, match="seed='a'"):
+        tower([Dense()]).network(3, 8, seed="a")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="got NoneType as the folder"):
+        tower([Dense()]).kernel_to(None, X)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="width=0"):
         tower([Dense()]).network(3, 0)
     with pytest.raises(UserError, match="inputs=None"):

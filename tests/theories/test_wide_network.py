@@ -100,6 +100,14 @@ def test_duplicates_and_zero_vectors_are_said(data: tuple[np.ndarray, np.ndarray
     assert [note.split(":")[0] for note in found.notes[2:]] == ["T is singular", "K is singular"]
 
 
+def test_norms_for_which_there_is_no_table_are_said() -> None:
+    x = np.random.default_rng(0).standard_normal((70, 3))
+    same = x / np.linalg.norm(x, axis=1, keepdims=True)
+    options = {"bias_variance": 0.1}
+    notes = [lw.predict("wide_network", {"inputs": given}, **options).notes for given in (x, same)]
+    assert ["no table" in " ".join(said) for said in notes] == [True, False]
+
+
 def test_one_sample_has_a_kernel() -> None:
     found = lw.predict("wide_network", {"inputs": np.array([[3, 4]])}, depth=2)
     assert math.isnan(found["output_correlation"])
