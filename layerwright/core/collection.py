@@ -122,8 +122,9 @@ def _collect_head(desk: Desk, stack: Stack, batch: Batch, replay: Replay, few: T
         return
     desk.keep("head_inputs", torch.cat(read))
     if batch.first == 0:
-        weight = head.module.get_parameter("weight")
-        desk.keep("head_weight", in_float(weight.T if weight.shape[0] == read[0].shape[-1] else weight).detach())
+        weight = head.module.get_parameter("weight").detach()
+        # A copy: where ranks share a model, these numbers are gone when the next layer is gathered.
+        desk.keep("head_weight", in_float(weight.T if weight.shape[0] == read[0].shape[-1] else weight).clone())
 
 
 def _gives(call: Call, logits: Tensor) -> bool:

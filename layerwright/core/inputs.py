@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -41,6 +41,23 @@ def batch_size(inputs: Inputs) -> int:
     if tensor is None or tensor.ndim == 0:
         raise UserError("got a batch without a tensor; expected tensors whose first axis is the batch")
     return tensor.shape[0]
+
+
+def in_pairs(batches: Iterable[Inputs]) -> list[list[Inputs]]:
+    """Batches in groups of an even number of sequences, the last apart: sequences 0 and 1, 2 and 3, … stay together.
+
+    Example:
+        >>> [[len(batch) for batch in group] for group in in_pairs(torch.ones(n, 5) for n in (2, 3, 4, 3, 1))]
+        [[2], [3, 4, 3], [1]]
+    """
+    groups: list[list[Inputs]] = []
+    even = True
+    for batch in batches:
+        if even:
+            groups.append([])
+        groups[-1].append(batch)
+        even ^= batch_size(batch) % 2 == 1
+    return groups
 
 
 def on_device(inputs: Inputs, model: nn.Module) -> Inputs:

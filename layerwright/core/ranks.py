@@ -109,24 +109,23 @@ class Ranks:
         assert found is not None
         return found
 
-    def map(self, batches: Iterable[Inputs], work: Callable[[Inputs, int], Packet]) -> Iterator[Packet]:
-        """What comes of every batch, in their order, on every rank.
+    def map(self, groups: Sequence[list[Inputs]], work: Callable[[list[Inputs], int], Packet]) -> Iterator[Packet]:
+        """What comes of every group of batches, in their order, on every rank.
 
         Args:
-            batches: the same on every rank.
-            work: called with a batch and the number of its first sequence, on one of the ranks (or on several, where
+            groups: the same on every rank.
+            work: called with a group and the number of its first sequence, on one of the ranks (or on several, where
                 they must keep in step, and counted once).
         """
-        batches = list(batches)
-        firsts = list(accumulate(map(batch_size, batches), initial=0))
-        kinds = [_kind(inputs) if self.in_step else None for inputs in batches]
+        firsts = list(accumulate((sum(map(batch_size, group)) for group in groups), initial=0))
+        kinds = [tuple(map(_kind, group)) if self.in_step else None for group in groups]
         waiting: dict[int, Packet] = {}
         done = 0
         for numbers in rounds(kinds, self.size):
             packet = Packet({}, {})
             if self.in_step or self.rank < len(numbers):
                 n = numbers[min(self.rank, len(numbers) - 1)]
-                packet = work(batches[n], firsts[n])
+                packet = work(groups[n], firsts[n])
             waiting.update(zip(numbers, self.gather(packet, len(numbers)), strict=True))
             while done in waiting:
                 yield waiting.pop(done)
@@ -134,7 +133,7 @@ class Ranks:
 
 
 def rounds(kinds: Sequence[Hashable], size: int) -> Iterator[list[int]]:
-    """Numbers of batches to run at the same time: of one kind, at most `size`, each number once.
+    """Numbers of groups of batches to run at the same time: of one kind, at most `size`, each number once.
 
     Example:
         >>> list(rounds("abaab", 2))

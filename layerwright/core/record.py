@@ -13,7 +13,7 @@ from layerwright.core.batch import Batch
 from layerwright.core.desk import Desk
 from layerwright.core.forward import ForwardPass
 from layerwright.core.hidden import HiddenFinder
-from layerwright.core.inputs import Inputs, batch_size, on_device, small
+from layerwright.core.inputs import Inputs, batch_size, in_pairs, on_device, small
 from layerwright.core.lens import lens_of_sequences, lens_of_tokens, sampled_tokens
 from layerwright.core.packet import Packet
 from layerwright.core.quiet import undisturbed
@@ -180,13 +180,13 @@ class _Recorder:
         return Packet({**numbers.data, **about.data}, {**numbers.tensors, **about.tensors})
 
     def parts(self, batches: list[Inputs]) -> Iterator[Packet]:
-        """What all ranks find, in the order of the data: by batch, then the tests and weights that they do together."""
+        """What all ranks find, in the order of the data, then the tests and weights that they do together."""
 
-        def part(inputs: Inputs, first: int) -> Packet:
-            self.batches([inputs], first)
+        def part(few: list[Inputs], first: int) -> Packet:
+            self.batches(few, first)
             return self.take()
 
-        yield from self.ranks.map(batches, part)
+        yield from self.ranks.map(in_pairs(batches), part)
         with undisturbed(self.stack.model), torch.no_grad():
             self._test_replay(batches[0])
         self.weights()

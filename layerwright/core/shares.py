@@ -5,13 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from layerwright.core.data import Data
-from layerwright.core.inputs import Inputs, batch_size, on_device, rows
+from layerwright.core.inputs import Inputs, batch_size, in_pairs, on_device, rows
 from layerwright.core.jobs import run_jobs
 from layerwright.core.load import load_model
 from layerwright.core.packet import Packet
@@ -36,7 +37,7 @@ class Task:
 
     model: str | nn.Module
     piece: Inputs
-    shares: list[Inputs]
+    shares: list[list[Inputs]]
     firsts: list[int]
     measures: list[Measure]
     options: Mapping[str, Mapping[str, Any]]
@@ -70,13 +71,13 @@ class Task:
             blocks: path of the tower.
             seed: of the survey.
         """
-        size = -(-data.sequences // SHARES)
-        shares = [
+        size = 2 * -(-data.sequences // (2 * SHARES))
+        shares = in_pairs(
             rows(batch, slice(start, start + size))
             for batch in data.batches
             for start in range(0, batch_size(batch), size)
-        ]
-        firsts = [sum(map(batch_size, shares[:k])) for k in range(len(shares))]
+        )
+        firsts = list(accumulate((sum(map(batch_size, share)) for share in shares), initial=0))
         return cls(
             model, data.batches[0], shares, firsts, measures, options, loading, blocks, data.sequences, data.prefix,
             seed,
@@ -94,7 +95,7 @@ class Task:
         model = _MODELS[self.identity]
         stack = Stack.find(model, on_device(self.piece, model), self.blocks)
         return record_part(
-            stack, [self.shares[share]], self.firsts[share], self.measures, options=self.options,
+            stack, self.shares[share], self.firsts[share], self.measures, options=self.options,
             sequences=self.sequences, prefix=self.prefix, seed=self.seed, weights=share == 0,
         )  # fmt: skip
 

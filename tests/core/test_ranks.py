@@ -78,11 +78,12 @@ def mapped(ranks: Ranks, batches: list[Any]) -> tuple[list[Any], list[Any]]:
     """The shapes worked on here, and first sequences and rows as all ranks see them."""
     ran: list[Any] = []
 
-    def work(inputs: Any, first: int) -> Packet:
+    def work(group: list[Any], first: int) -> Packet:
+        (inputs,) = group
         ran.append(tuple(inputs["input_ids"].shape))
         return Packet({"first": first}, {"ids": inputs["input_ids"]})
 
-    return ran, [(p.data["first"], p.tensors["ids"]) for p in ranks.map(batches, work)]
+    return ran, [(p.data["first"], p.tensors["ids"]) for p in ranks.map([[batch] for batch in batches], work)]
 
 
 @pytest.mark.parametrize("in_step", [False, True])
@@ -115,11 +116,11 @@ def test_in_step_the_longest_sequences_are_equally_long(monkeypatch: pytest.Monk
     ran: dict[int, list[int]] = {}
 
     def work(ranks: Ranks) -> None:
-        def note(inputs: Any, first: int) -> Packet:
-            ran.setdefault(ranks.rank, []).append(int(inputs["attention_mask"].sum(1).max()))
+        def note(group: list[Any], first: int) -> Packet:
+            ran.setdefault(ranks.rank, []).append(int(group[0]["attention_mask"].sum(1).max()))
             return Packet({}, {})
 
-        assert len(list(ranks.map(batches, note))) == len(batches)
+        assert len(list(ranks.map([[batch] for batch in batches], note))) == len(batches)
 
     together(2, True, work, monkeypatch)
     assert ran[0] == ran[1]

@@ -41,6 +41,12 @@ def test_jobs_give_what_one_pass_gives(tmp_path: Path) -> None:
     assert all(c.passed for c in found.checks)
 
 
+def test_deep_measures_by_jobs_are_those_of_one_pass_whatever_the_batches() -> None:
+    model, _, _ = ZOO["llama"]()
+    data = [{"input_ids": token_ids(n, 10, seed=n)} for n in (3, 4, 1, 2, 3)]
+    assert_same(lw.survey(model, data, tier="deep", jobs="serial"), lw.survey(model, data, tier="deep"), exactly=False)
+
+
 # A worker takes five seconds to begin; that two change nothing is tried with other jobs in test_jobs.py as well.
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_workers_change_no_bit(workers: int, tmp_path: Path) -> None:
