@@ -20,6 +20,7 @@ from common import medians, table
 import layerwright as lw
 import layerwright.measures  # registers them
 from layerwright.core.data import load_data
+from layerwright.core.few import FEW
 from layerwright.core.load import load_model
 from layerwright.core.registry import MEASURES
 from layerwright.maths.gradient import MatrixGradient
@@ -75,11 +76,13 @@ def survey(rounds: int) -> None:
             model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
             model.zero_grad()
 
-    def only(*names: str) -> object:
-        return lw.survey(model, {"input_ids": ids}, only=names)
+    def only(*names: str, sequences: int = FEW) -> object:
+        options = {name: {"sequences": sequences} for name in names if "sequences" in MEASURES[name].options}
+        return lw.survey(model, {"input_ids": ids}, only=names, options=options)
 
     deep = [m.name for m in MEASURES.values() if m.tier == "deep"]
     contenders = {"forward and backward": passes, "deep measures": lambda: only(*deep)}
+    contenders["with the gradients of all sequences"] = lambda: only(*deep, sequences=len(ids))
     contenders |= {name: lambda name=name: only(name) for name in deep}
     seconds = medians(contenders, rounds)
     base = seconds["forward and backward"]

@@ -46,7 +46,8 @@ def gradients(model: nn.Module, inputs: Mapping[str, Tensor], seed: int) -> Grad
         inputs: `input_ids`, and where given `attention_mask` and `labels` (-100 where there is no loss).
         seed: of the survey.
     """
-    survey = lw.survey(model, dict(inputs), only=["gradient_spectrum", "gradient_roughness"], seed=seed)
+    names, every = ["gradient_spectrum", "gradient_roughness"], {"sequences": len(inputs["input_ids"])}
+    survey = lw.survey(model, dict(inputs), only=names, options={"gradient_spectrum": every}, seed=seed)
     spectrum, rough = survey["gradient_spectrum"], survey["gradient_roughness"]
     rough = rough[(rough["stretch"] == "all") & (rough["quantity"] == "nuclear_norm")].set_index("matrix")["value"]
     curves = spectrum.pivot(index=["quantity", "matrix"], columns="block", values="value")

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from layerwright.core.batch import Batch, generator_for
-from layerwright.core.desk import Desk
+from layerwright.core.desk import Desk, Numbers, spread
 from layerwright.core.factors import FactorWatch
+from layerwright.core.reduce import Key
 from layerwright.core.replay import Replay
 from layerwright.core.stack import Stack
 from layerwright.maths.gradient import MatrixGradient
@@ -57,7 +58,7 @@ class BackwardPass:
         """Block application `k`: from the gradient by the state after it to that by the state before it."""
         tokens = self.stack.layout.tokens
         watch = None
-        if gradient is not None and self.desk.wants(*OF_MATRICES):
+        if gradient is not None and len(self.batch.few(self.desk.first(*OF_MATRICES))):
             block = self.stack.blocks[self.stack.order[k]]
             watch = FactorWatch(block, self.stack.layout, self.batch.size, self.batch.real.shape[1])
         with torch.enable_grad(), nullcontext() if watch is None else watch.watching():
@@ -113,17 +114,19 @@ class BackwardPass:
         """Feed the measures of the gradients of a block's matrices."""
         if self.desk.wants("matrix"):
             assert self.losses is not None
+            told = {"loss": self.losses, "sequence_numbers": self._numbers()}
             for name, gradient in found.items():
-                self.desk.give("matrix", (k, name), {"gradient_values": gradient.values(), "loss": self.losses})
-        if not self.desk.wants("matrix_pair"):
-            return
+                self.desk.give("matrix", (k, name), told | {"matrix_gradient": gradient})
+        if self.desk.wants("matrix_pair"):
+            self._pairs(k, found)
 
-        earlier = self.waiting.pop(k, {})
-        if (self.batch.first + self.batch.size) % 2:
-            self.waiting[k] = {name: gradient.last() for name, gradient in found.items()}
+    def _pairs(self, k: int, found: Mapping[str, MatrixGradient]) -> None:
+        """Feed the measures of two gradients: by other matrices, by those of the block above, of other sequences."""
+        numbers = self._numbers()
 
         def give(one: str, other: str, pair: tuple[MatrixGradient, MatrixGradient]) -> None:
-            self.desk.give("matrix_pair", (k, one, other), {"matrix_gradient": pair[0], "other_gradient": pair[1]})
+            given = {"matrix_gradient": pair[0], "other_gradient": pair[1], "sequence_numbers": numbers}
+            self.desk.give("matrix_pair", (k, one, other), given)
 
         for one, other in combinations(found, 2):
             if found[one].shape == found[other].shape:
@@ -131,8 +134,33 @@ class BackwardPass:
         for name in found:
             if name in self.above and found[name].shape == self.above[name].shape:
                 give(name, "next block", (found[name], self.above[name]))
-            give(name, "sequence before", (found[name], found[name].before(self.batch.first, earlier.get(name))))
+        earlier = self.waiting.pop(k, {})
+        for name, gradient in found.items():
+            self._sequences_before((k, name, "sequence before"), gradient, earlier.get(name))
+        if (self.batch.first + self.batch.size) % 2:
+            self.waiting[k] = {name: gradient.last() for name, gradient in found.items()}
         self.above = found
+
+    def _sequences_before(self, key: Key, gradient: MatrixGradient, earlier: MatrixGradient | None) -> None:
+        """Each sequence of an odd number beside the one before it, which for the first may be that of another batch."""
+        first, size = self.batch.first % 2, self.batch.size
+        pairs = [(slice(1 + first, size, 2), gradient.of(slice(first, max(size - 1, first), 2)))]
+        if first and earlier is not None:
+            pairs.append((slice(0, 1), earlier))
+        found: dict[tuple[str, Key], list[tuple[slice, Numbers]]] = {}
+        for places, before in pairs:
+            given = {
+                "matrix_gradient": gradient.of(places), "other_gradient": before,
+                "sequence_numbers": self._numbers()[places],
+            }  # fmt: skip
+            for row, numbers in self.desk.evaluate("matrix_pair", given).items():
+                found.setdefault(row, []).append((places, numbers))
+        for (name, more), pieces in found.items():
+            self.desk.add(name, (*key, *more), spread(pieces, size))
+
+    def _numbers(self) -> Tensor:
+        """Number of each sequence in the data, `[B]`."""
+        return torch.arange(self.batch.size, device=self.batch.mask.device) + self.batch.first
 
     def _per_token(self) -> Tensor:
         """Turns a sum over tokens that count into a change of the mean loss over tokens that have a label.

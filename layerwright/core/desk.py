@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from layerwright.core.few import bound
 from layerwright.core.packet import Packet
 from layerwright.core.reduce import Group, Key, Reducer
 from layerwright.core.registry import Measure
@@ -28,6 +29,23 @@ def join(pieces: list[Numbers]) -> Numbers:
     return Numbers(torch.cat([p.values for p in pieces]), torch.cat(where) if where else None)
 
 
+def spread(pieces: Sequence[tuple[slice, Numbers]], size: int) -> Numbers:
+    """Numbers by sequence at some places of a batch; the other places do not count.
+
+    Example:
+        >>> spread([(slice(1, 3, 2), Numbers(torch.tensor([5.0])))], 3)
+        Numbers(values=tensor([0., 5., 0.]), where=tensor([[False],
+                [ True],
+                [False]]))
+    """
+    values = pieces[0][1].values.new_zeros(size)
+    where = torch.zeros(size, 1, dtype=torch.bool, device=values.device)
+    for places, numbers in pieces:
+        values[places] = numbers.values
+        where[places] = True if numbers.where is None else numbers.where
+    return Numbers(values, where)
+
+
 class Desk:
     """The chosen measures with their options, and one reducer for each."""
 
@@ -41,6 +59,11 @@ class Desk:
     def names(self, *quantities: str) -> bool:
         """Whether any measure asks for one of these quantities."""
         return any(need in quantities for m in self.measures for need in m.needs)
+
+    def first(self, *scopes: str) -> int:
+        """How many of the first sequences the measures of these scopes look at: the most of their `sequences`."""
+        chosen = [m for m in self.measures if m.scope in scopes]
+        return max((bound({**m.options, **self.options.get(m.name, {})}["sequences"]) for m in chosen), default=0)
 
     def keep(self, name: str, rows: Tensor) -> None:
         """Keep rows for measures that are called at the end, behind those of the same name."""

@@ -60,7 +60,7 @@ class FactorWatch:
         for name, uses in self._uses.items():
             if all(use.delta is None for use in uses):
                 continue  # the loss does not depend on it
-            inputs, deltas = torch.cat([u.inputs for u in uses], 1), torch.cat([u.deltas() for u in uses], 1)
+            inputs, deltas = _behind([u.inputs for u in uses]), _behind([u.deltas() for u in uses])
             gradient = MatrixGradient(inputs, deltas * scale.to(deltas))
             if not gradient.full and len(uses) == 1:
                 if uses[0].key not in grams:
@@ -133,6 +133,11 @@ def unread(block: nn.Module, names: Iterable[str]) -> list[str]:
     """Weights of a block with several axes that belong to no module of these names."""
     own = tuple(f"{name}." if name else name for name in names)
     return [name for name, p in block.named_parameters() if p.ndim > 1 and not name.startswith(own)]
+
+
+def _behind(uses: list[Tensor]) -> Tensor:
+    """Tokens of one use behind those of another."""
+    return uses[0] if len(uses) == 1 else torch.cat(uses, 1)
 
 
 def _columns(module: nn.Module, x: Tensor) -> Tensor:

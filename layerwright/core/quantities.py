@@ -37,11 +37,13 @@ QUANTITIES: dict[str, Quantity] = {
     "gradient": Quantity(
         "gradient", "[B, T, d]", "derivative of the mean loss by the stream after a block, times T; 0 at a first token"
     ),
-    "gradient_values": Quantity(
-        "matrix", "[B, n]", "singular values of the derivative of each sequence's mean loss by one weight matrix"
+    "matrix_gradient": Quantity(
+        "matrix",
+        "B x [o, i]",
+        "derivative of each sequence's mean loss by one weight matrix (`maths.gradient`)",
     ),
-    "loss": Quantity("matrix", "[B]", "mean loss of each sequence, nat/token"),
-    "matrix_gradient": Quantity("matrix_pair", "B x [o, i]", "that derivative itself, as `maths.gradient` holds it"),
+    "loss": Quantity("matrix", "[B]", "that loss, nat/token"),
+    "sequence_numbers": Quantity("matrix", "[B]", "number of each sequence in the data, from 0 on"),
     "other_gradient": Quantity(
         "matrix_pair", "B x [o, i]", "the same of another matrix of the block, of the next block, of the next sequence"
     ),

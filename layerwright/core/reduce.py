@@ -60,7 +60,10 @@ class Reducer:
         sums = [group.sums for group in self.groups.values()]
         if len({s.shape[-1] for s in sums}) > 1 or len(set(keys)) < len(keys):
             raise RuntimeError("a batch gave other rows than the first one")
-        total, squares, count, nonfinite, top = np.concatenate(sums, axis=1) if sums else np.zeros((5, 0, 0))
+        found = np.concatenate(sums, axis=1) if sums else np.zeros((5, 0, 0))
+        # Measures that look at the first sequences only say nothing of the rest, or that these do not count.
+        seen = np.flatnonzero(found[2:4].any((0, 1)))
+        total, squares, count, nonfinite, top = found[..., : seen[-1] + 1] if len(seen) else found
         samples = [group.sample for group in self.groups.values()]
         sample = np.concatenate(samples) if samples else np.empty((0, 0), dtype=np.float32)
         return Reduced(keys, total, squares, count, nonfinite, top, sample)

@@ -63,12 +63,19 @@ class MatrixGradient:
             >>> MatrixGradient(x, delta).values()
             tensor([[6.]], dtype=torch.float64)
         """
+        if not len(self.inputs):
+            return self.deltas.new_zeros(0, min(self.inputs.shape[1], *self.shape), dtype=torch.float64)
+        dense = self.dense() if self.full else None
         # Of what is not finite nothing can be said, and LAPACK would raise. A sum is finite unless some number is not.
-        finite = (_sums(self.inputs) + _sums(self.deltas)).isfinite()
-        if not finite.all():
-            values = torch.full((len(finite), min(self.inputs.shape[1], *self.shape)), torch.nan).double()
-            values[finite.cpu()] = MatrixGradient(self.inputs[finite], self.deltas[finite]).values().cpu()
-            return values.to(self.inputs.device)
+        finite = (_sums(self.inputs) + _sums(self.deltas) if dense is None else _sums(dense)).isfinite()
+        if finite.all():
+            return self._finite_values()
+        values = torch.full((len(finite), min(self.inputs.shape[1], *self.shape)), torch.nan).double()
+        for b in finite.nonzero().flatten().tolist():
+            values[b] = self.of(slice(b, b + 1))._finite_values()[0].cpu()
+        return values.to(self.inputs.device)
+
+    def _finite_values(self) -> Tensor:
         if self.full:
             return singular_values(self.dense())
         delta = self.deltas.double()
@@ -84,6 +91,8 @@ class MatrixGradient:
             >>> one.product(one)
             tensor([40.], dtype=torch.float64)
         """
+        if not len(self.inputs):
+            return self.deltas.new_zeros(0, dtype=torch.float64)
         if self.wide or other.wide:
             return torch.linalg.vecdot(self.dense().flatten(1), other.dense().flatten(1))
         if self._gram is not None and self._gram is other._gram:  # of one tensor that both read
@@ -104,28 +113,17 @@ class MatrixGradient:
             self._square = self.product(self).clamp_min(0.0)
         return self._square
 
-    def before(self, first: int, earlier: MatrixGradient | None = None) -> MatrixGradient:
-        """Of each sample with an odd number the one before it, zeros for the others.
-
-        Args:
-            first: number of the first sample.
-            earlier: the sample before the first, where it is known.
-        """
-        device = self.inputs.device
-        odd = (torch.arange(len(self.inputs), device=device) + first) % 2 == 1
-        if earlier is None:
-            odd[0] = False
-        places = (torch.arange(len(odd), device=device) - int(earlier is None)).clamp_min(0)
-        known = [self] if earlier is None else [earlier, self]
-        tokens = max(x.inputs.shape[1] for x in known)
-        inputs = torch.cat([_longer(x.inputs, tokens) for x in known])[places]
-        deltas = torch.cat([_longer(x.deltas, tokens) for x in known])[places] * odd[:, None, None]
-        if not self.wide:
-            return MatrixGradient(inputs, deltas)
-        return MatrixGradient(inputs, deltas, dense=torch.cat([x.dense() for x in known])[places] * odd[:, None, None])
+    def of(self, samples: slice) -> MatrixGradient:
+        """Those of some samples; what is kept of the whole is theirs too."""
+        if samples.indices(len(self.inputs)) == (0, len(self.inputs), 1):
+            return self
+        gram, dense, square = (None if x is None else x[samples] for x in (self._gram, self._dense, self._square))
+        found = MatrixGradient(self.inputs[samples], self.deltas[samples], gram, dense)
+        found._square = square
+        return found
 
     def last(self) -> MatrixGradient:
-        """That of the last sample alone."""
+        """That of the last sample alone, for later."""
         return MatrixGradient(self.inputs[-1:].clone(), self.deltas[-1:].clone())
 
 
@@ -137,11 +135,6 @@ def input_gram(inputs: Tensor) -> Tensor:
 
 def _sums(x: Tensor) -> Tensor:
     return x.flatten(1).sum(1, dtype=torch.float64)
-
-
-def _longer(x: Tensor, tokens: int) -> Tensor:
-    """With tokens of zeros behind."""
-    return torch.nn.functional.pad(x, (0, 0, 0, tokens - x.shape[1]))
 
 
 def _root(gram: Tensor) -> Tensor:

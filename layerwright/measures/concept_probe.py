@@ -15,6 +15,7 @@ from layerwright.core.table import Estimate
 from layerwright.maths import probes
 from layerwright.maths.resampling import resampled_sums
 from layerwright.maths.ridge import Split, split_sequences
+from layerwright.maths.threads import on_threads
 
 _NAMES = ("accuracy", "auc", "selectivity", "jump", "convergence", "iterations", "converged")
 # A logistic regression costs as many weights as there are classes; for more the ridge regression has to do.
@@ -110,9 +111,10 @@ def concept_probe(
         chosen, numbers = Labelled(features, kept, kept, kept), sequences[kept]
     task = _task(labels, numbers, seed)
     found: dict[tuple[int, str, str, str], float | Estimate] = {}
-    for point, x in chosen.points():
-        for (concept, probe), numbers_here in _probe(x, task, iterations, seed).items():
-            found |= {(point, concept, probe, name): value for name, value in numbers_here.items()}
+    points = list(chosen.points())
+    for (point, _), here in zip(points, on_threads(lambda p: _probe(p[1], task, iterations, seed), points)):
+        for (concept, probe), values in here.items():
+            found |= {(point, concept, probe, name): value for name, value in values.items()}
     return found | _depths(found, len(chosen.states) - 1)
 
 

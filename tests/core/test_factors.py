@@ -32,11 +32,13 @@ class Keeper(Desk):
     def wants(self, *scopes: str) -> bool:
         return bool({"matrix", "matrix_pair"} & set(scopes))
 
+    def first(self, *scopes: str) -> int:
+        return 100
+
     def give(self, scope: str, key: Any, quantities: Any, prefix: str = "") -> None:
         if scope == "matrix":
-            self.values[key], self.losses = quantities["gradient_values"], quantities["loss"]
-        elif scope == "matrix_pair":
-            self.dense[key[:2]] = quantities["matrix_gradient"].dense()
+            gradient, self.losses = quantities["matrix_gradient"], quantities["loss"]
+            self.values[key], self.dense[key] = gradient.values(), gradient.dense()
 
 
 def walked(model: nn.Module, inputs: Any) -> tuple[Keeper, Stack]:

@@ -36,6 +36,14 @@ def reduced(values: Tensor, mask: Tensor | None, batch: int, where: Tensor | Non
     return reducer.finish()
 
 
+def test_last_sequences_of_which_nothing_counts_are_no_part_of_the_intervals() -> None:
+    values, mask = random_numbers(20, 9)
+    few = torch.arange(20)[:, None] < 12
+    found, expected = reduced(values, mask, 8, where=few.expand(mask.shape)), reduced(values[:, :12], mask[:12], 8)
+    for name, column in expected.columns(SEED).items():
+        np.testing.assert_array_equal(found.columns(SEED)[name], column, err_msg=name)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 8, 20])
 def test_columns_are_those_of_all_tokens_at_once(batch: int) -> None:
     values, mask = random_numbers(20, 9)

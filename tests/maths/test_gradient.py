@@ -65,17 +65,17 @@ def test_inner_products_are_those_of_the_materialised_gradients(shape: tuple[int
     assert known.all()
 
 
-@pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("shape", [(2, 9, 7), (5, 9, 7), (12, 9, 7)])
-def test_odd_samples_stand_beside_the_one_before(shape: tuple[int, int, int], first: int) -> None:
+def test_some_samples_are_those_of_the_whole(shape: tuple[int, int, int]) -> None:
     gradient = MatrixGradient(*factors(*shape))
-    earlier = MatrixGradient(*(x[:1] for x in factors(shape[0] + 3, *shape[1:]))) if first else None
-    cosine, known = gradient.cosine(gradient.before(first, earlier))
-    assert known.tolist() == [bool((k + first) % 2) for k in range(3)]
-    rows = [*(earlier.dense() if earlier else ()), *gradient.dense()]
-    for k in known.nonzero().flatten().tolist():
-        a, b = rows[k + first].flatten(), rows[k + first - 1].flatten()
-        torch.testing.assert_close(cosine[k], torch.cosine_similarity(a, b, dim=0))
+    whole = gradient.values(), gradient.square()
+    part = gradient.of(slice(0, 3, 2))
+    for found, expected in zip((part.values(), part.square()), whole):
+        torch.testing.assert_close(found, expected[::2])
+    expected = (gradient.dense()[::2] * gradient.dense()[1:]).sum((1, 2))
+    torch.testing.assert_close(part.product(gradient.of(slice(1, 3))), expected)
+    assert gradient.of(slice(0, 0)).values().shape == (0, min(shape))
+    assert gradient.of(slice(3, 3)).product(gradient.of(slice(0, 0))).shape == (0,)
 
 
 def test_matrices_that_read_one_tensor_share_its_gram() -> None:
@@ -83,11 +83,6 @@ def test_matrices_that_read_one_tensor_share_its_gram() -> None:
     gram = input_gram(x)
     found = MatrixGradient(x, delta, gram).product(MatrixGradient(x, delta.flip(1), gram))
     torch.testing.assert_close(found, (matrix(x, delta) * matrix(x, delta.flip(1))).sum((1, 2)))
-
-
-def test_a_first_sample_without_the_one_before_counts_for_nothing() -> None:
-    gradient = MatrixGradient(*factors(5, 9, 7))
-    assert gradient.cosine(gradient.before(1))[1].tolist() == [False, False, True]
 
 
 def test_a_gradient_of_zeros_has_no_direction() -> None:

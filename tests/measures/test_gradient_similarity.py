@@ -13,8 +13,8 @@ from layerwright.measures.gradient_similarity import gradient_similarity
 def test_hand_value() -> None:
     one = MatrixGradient(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[2.0]]]))
     two = MatrixGradient(torch.tensor([[[-1.0, 0.0]]]), torch.tensor([[[5.0]]]))
-    assert gradient_similarity(one, two)[()][0].tolist() == [-1.0]
-    assert gradient_similarity(one, one)[()][0].tolist() == [1.0]
+    assert gradient_similarity(one, two, torch.tensor([0]))[()][0].tolist() == [-1.0]
+    assert gradient_similarity(one, one, torch.tensor([0]))[()][0].tolist() == [1.0]
 
 
 def gradients(model: nn.Module, ids: Tensor) -> list[dict[tuple[int, str], Tensor]]:

@@ -2,17 +2,34 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from naive import blocks_of, loss, tables
 from torch import Tensor, nn
 from zoo import gpt2, llama, token_ids
 
+import layerwright as lw
+from layerwright.core.errors import UserError
+from layerwright.maths.gradient import MatrixGradient
 from layerwright.measures.gradient_spectrum import gradient_spectrum
+
+ONLY = ["gradient_spectrum"]
+
+
+def of(sequences: object) -> dict[str, dict[str, object]]:
+    return {ONLY[0]: {"sequences": sequences}}
+
+
+def survey(model: nn.Module, ids: Tensor, sequences: object = 16) -> pd.DataFrame:
+    return lw.survey(model, {"input_ids": ids}, only=ONLY, options=of(sequences))[ONLY[0]]
 
 
 def test_hand_values() -> None:
-    found = gradient_spectrum(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), torch.tensor([2.0, 2.0]))
+    deltas = torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    given = MatrixGradient(torch.eye(2).repeat(2, 1, 1), deltas)
+    found = {n: x for n, (x, _) in gradient_spectrum(given, torch.tensor([2.0, 2.0]), torch.arange(2)).items()}
     assert {name: x[0].item() for name, x in found.items()} == pytest.approx({
         "nuclear_norm": 4.0, "effective_rank": math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25))),
         "frobenius_norm": math.sqrt(10.0), "largest": 3.0, "smallest": 1.0, "ratio": 0.75,
@@ -72,8 +89,23 @@ def test_a_model_without_labels_says_so() -> None:
 
     model, inputs, _ = ZOO["bert"]()
     inputs = {name: x for name, x in inputs.items() if name != "labels"}
-    import layerwright as lw
+    found = lw.survey(model, inputs, only=["gradient_spectrum"])
+    assert "gradient_spectrum" not in found.tables
+    assert any("no labels" in note for note in found.notes)
 
-    survey = lw.survey(model, inputs, only=["gradient_spectrum"])
-    assert "gradient_spectrum" not in survey.tables
-    assert any("no labels" in note for note in survey.notes)
+
+def test_the_first_sequences_are_measured_and_more_where_asked_for() -> None:
+    model, ids = llama(), [token_ids(n, 6, seed=n) for n in (3, 2)]
+    whole = survey(model, torch.cat(ids))
+    assert set(whole["tokens"]) == {5}
+    for most in (1, 4):
+        few, one_by_one = survey(model, torch.cat(ids), most), survey(model, torch.cat(ids)[:most])
+        assert set(few["tokens"]) == {most}
+        for frame in (few, lw.survey(model, [{"input_ids": x} for x in ids], only=ONLY, options=of(most))[ONLY[0]]):
+            np.testing.assert_allclose(frame["value"], one_by_one["value"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sequences", [0, 1.5, True])
+def test_how_many_sequences_is_a_whole_number(sequences: object) -> None:
+    with pytest.raises(UserError, match=f"got sequences={sequences}; expected a whole number from 1 on"):
+        survey(llama(), token_ids(2, 6), sequences)
