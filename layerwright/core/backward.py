@@ -58,7 +58,7 @@ class BackwardPass:
         """Block application `k`: from the gradient by the state after it to that by the state before it."""
         tokens = self.stack.layout.tokens
         watch = None
-        if gradient is not None and len(self.batch.few(self.desk.first(*OF_MATRICES))):
+        if gradient is not None and self._few:
             block = self.stack.blocks[self.stack.order[k]]
             watch = FactorWatch(block, self.stack.layout, self.batch.size, self.batch.real.shape[1])
         with torch.enable_grad(), nullcontext() if watch is None else watch.watching():
@@ -73,7 +73,8 @@ class BackwardPass:
                 after, wanted, gradient, retain_graph=self.desk.wants("jacobian"), allow_unused=len(wanted) > 1
             )
         if watch is not None:
-            self._matrices(k, watch.gradients(1 / self._labelled()))
+            found = watch.gradients(1 / self._labelled())
+            self._matrices(k, {name: gradients.of(slice(0, self._few)) for name, gradients in found.items()})
         if self.desk.wants("jacobian"):
             self._jacobian(k, state, after)
         return gradient
@@ -114,7 +115,7 @@ class BackwardPass:
         """Feed the measures of the gradients of a block's matrices."""
         if self.desk.wants("matrix"):
             assert self.losses is not None
-            told = {"loss": self.losses, "sequence_numbers": self._numbers()}
+            told = {"loss": self.losses[: self._few], "sequence_numbers": self._numbers()}
             for name, gradient in found.items():
                 self.desk.give("matrix", (k, name), told | {"matrix_gradient": gradient})
         if self.desk.wants("matrix_pair"):
@@ -137,13 +138,13 @@ class BackwardPass:
         earlier = self.waiting.pop(k, {})
         for name, gradient in found.items():
             self._sequences_before((k, name, "sequence before"), gradient, earlier.get(name))
-        if (self.batch.first + self.batch.size) % 2:
+        if (self.batch.first + self._few) % 2:
             self.waiting[k] = {name: gradient.last() for name, gradient in found.items()}
         self.above = found
 
     def _sequences_before(self, key: Key, gradient: MatrixGradient, earlier: MatrixGradient | None) -> None:
         """Each sequence of an odd number beside the one before it, which for the first may be that of another batch."""
-        first, size = self.batch.first % 2, self.batch.size
+        first, size = self.batch.first % 2, self._few
         pairs = [(slice(1 + first, size, 2), gradient.of(slice(first, max(size - 1, first), 2)))]
         if first and earlier is not None:
             pairs.append((slice(0, 1), earlier))
@@ -158,9 +159,14 @@ class BackwardPass:
         for (name, more), pieces in found.items():
             self.desk.add(name, (*key, *more), spread(pieces, size))
 
+    @property
+    def _few(self) -> int:
+        """How many sequences of the batch have their matrices measured, the first ones of the data."""
+        return len(self.batch.few(self.desk.first(*OF_MATRICES)))
+
     def _numbers(self) -> Tensor:
-        """Number of each sequence in the data, `[B]`."""
-        return torch.arange(self.batch.size, device=self.batch.mask.device) + self.batch.first
+        """Number of each of these in the data."""
+        return torch.arange(self._few, device=self.batch.mask.device) + self.batch.first
 
     def _per_token(self) -> Tensor:
         """Turns a sum over tokens that count into a change of the mean loss over tokens that have a label.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,9 +62,9 @@ class Desk:
         return any(need in quantities for m in self.measures for need in m.needs)
 
     def first(self, *scopes: str) -> int:
-        """How many of the first sequences the measures of these scopes look at: the most of their `sequences`."""
-        chosen = [m for m in self.measures if m.scope in scopes]
-        return max((bound({**m.options, **self.options.get(m.name, {})}["sequences"]) for m in chosen), default=0)
+        """How many of the first sequences measures of these scopes look at: the most of their `sequences`, or all."""
+        chosen = [{**m.options, **self.options.get(m.name, {})} for m in self.measures if m.scope in scopes]
+        return max((bound(options.get("sequences", sys.maxsize)) for options in chosen), default=0)
 
     def keep(self, name: str, rows: Tensor) -> None:
         """Keep rows for measures that are called at the end, behind those of the same name."""

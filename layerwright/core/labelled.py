@@ -32,12 +32,20 @@ class Labelled(NamedTuple):
         Raises:
             UserError: some are not finite.
         """
-        for k, state in enumerate(self.states):
-            x = state[self.kept]
-            bad = int((~x.isfinite().all(1)).sum())
-            if bad:
-                raise UserError(f"{bad} of {len(x)} states at point {k} are not finite; expected numbers")
-            yield k, x
+        for k in range(len(self.states)):
+            yield k, self.at(k)
+
+    def at(self, k: int) -> Tensor:
+        """The states at one point, `[m, d]`.
+
+        Raises:
+            UserError: some are not finite.
+        """
+        x = self.states[k][self.kept]
+        bad = int((~x.isfinite().all(1)).sum())
+        if bad:
+            raise UserError(f"{bad} of {len(x)} states at point {k} are not finite; expected numbers")
+        return x
 
 
 def labelled(states: Tensor, labels: Tensor, least: int = 1) -> Labelled:

@@ -111,8 +111,8 @@ def concept_probe(
         chosen, numbers = Labelled(features, kept, kept, kept), sequences[kept]
     task = _task(labels, numbers, seed)
     found: dict[tuple[int, str, str, str], float | Estimate] = {}
-    points = list(chosen.points())
-    for (point, _), here in zip(points, on_threads(lambda p: _probe(p[1], task, iterations, seed), points)):
+    points = range(len(chosen.states))
+    for point, here in enumerate(on_threads(lambda k: _probe(chosen.at(k), task, iterations, seed), points)):
         for (concept, probe), values in here.items():
             found |= {(point, concept, probe, name): value for name, value in values.items()}
     return found | _depths(found, len(chosen.states) - 1)

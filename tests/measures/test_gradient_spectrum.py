@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from zoo import gpt2, llama, token_ids
 
 import layerwright as lw
+from layerwright.core import registry
+from layerwright.core.desk import Desk
 from layerwright.core.errors import UserError
 from layerwright.maths.gradient import MatrixGradient
 from layerwright.measures.gradient_spectrum import gradient_spectrum
@@ -109,3 +111,15 @@ def test_the_first_sequences_are_measured_and_more_where_asked_for() -> None:
 def test_how_many_sequences_is_a_whole_number(sequences: object) -> None:
     with pytest.raises(UserError, match=f"got sequences={sequences}; expected a whole number from 1 on"):
         survey(llama(), token_ids(2, 6), sequences)
+
+
+def test_a_measure_that_says_no_number_sees_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gradient_size(matrix_gradient: MatrixGradient) -> Tensor:
+        """Square of the length of a gradient."""
+        return matrix_gradient.square()
+
+    monkeypatch.setattr(registry, "MEASURES", registry.MEASURES.copy())
+    registry.measure(unit="1", tier="by name")(gradient_size)
+    desk = Desk([registry.MEASURES["gradient_size"]], {})
+    assert desk.first("matrix") > 10**6
+    assert Desk([registry.MEASURES["gradient_spectrum"]], of(5)).first("matrix") == 5
