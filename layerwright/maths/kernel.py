@@ -16,11 +16,24 @@ from torch import Tensor
 
 from layerwright.maths.activation import Activation
 
-__all__ = ["Kernels", "Map", "State", "add", "checked", "dense", "dropout", "inputs", "kinds", "nonlinear", "norm"]
+__all__ = [
+    "ROWS",
+    "Kernels",
+    "Map",
+    "State",
+    "add",
+    "checked",
+    "dense",
+    "dropout",
+    "inputs",
+    "kinds",
+    "nonlinear",
+    "norm",
+]
 
 
 # Rows of inputs that are read at once.
-_ROWS = 128
+ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,7 @@ def kinds(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         >>> kinds(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[2.0, 3.0], [-0.0, 1.0]]))
         (tensor([0, 1], dtype=torch.int32), tensor([1, 0], dtype=torch.int32))
     """
-    pieces = [rows for given in ((x,) if y is x else (x, y)) for rows in given.split(_ROWS)]
+    pieces = [rows for given in ((x,) if y is x else (x, y)) for rows in given.split(ROWS)]
     # Rows of different sums of their numbers as integers, which have no rounding, differ, and mostly that tells all.
     words = _bits(x[:1]).shape[1]
     odd = np.random.default_rng(0).integers(2**16, size=words) * 2 + 1

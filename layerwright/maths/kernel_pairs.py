@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layerwright.maths.activation import Activation
 from layerwright.maths.hermite_table import Series, series
-from layerwright.maths.kernel import State, checked, kinds
+from layerwright.maths.kernel import ROWS, State, checked, kinds
 
 __all__ = ["Fold", "Inputs", "Pairs", "Side", "inputs_of", "side"]
 
@@ -20,8 +20,6 @@ Fold = Callable[[State], State]
 NOWHERE = slice(0, 0)
 # A series ends where what follows is rounding.
 _NOTHING = {torch.float32: 1e-9, torch.float64: 1e-14}
-# Rows whose squares are summed in float64 at once.
-_ROWS = 128
 
 
 @dataclass(frozen=True)
@@ -228,4 +226,4 @@ def _mehler(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
 
 
 def _mean_squares(x: Tensor) -> Tensor:
-    return torch.cat([rows.double().square().mean(1) for rows in x.split(_ROWS)])
+    return torch.cat([rows.double().square().mean(1) for rows in x.split(ROWS)])
