@@ -16,6 +16,7 @@ from torch import Tensor
 
 from layerwright.core.batch import Batch, generator_for
 from layerwright.core.desk import Desk, Numbers, spread
+from layerwright.core.errors import UserError
 from layerwright.core.factors import FactorWatch
 from layerwright.core.reduce import Key
 from layerwright.core.replay import Replay
@@ -64,6 +65,8 @@ class BackwardPass:
         with torch.enable_grad(), nullcontext() if watch is None else watch.watching():
             state = self.replay.states[k].detach().requires_grad_()
             after = self.replay.block(k, state)
+        if gradient is not None or self.desk.wants("jacobian"):
+            _check_differentiable(after, f"block {k}")
         if gradient is not None:
             update = tokens(self.replay.states[k + 1]) - tokens(state.detach())
             given = {"update": update, "gradient": tokens(gradient) * self._per_token()}
@@ -100,6 +103,7 @@ class BackwardPass:
                 logits, targets = self.replay.logits(state, few).flatten(0, 1), labels[few].flatten()
                 nats = torch.nn.functional.cross_entropy(logits, targets, ignore_index=-100, reduction="none")
                 total = nats.sum()
+            _check_differentiable(total, "a loss")
             gradient += torch.autograd.grad(total, state)[0]
             losses.append(nats.detach().view(len(few), -1).sum(1))
         self.losses = torch.cat(losses) / self._labelled()
@@ -188,3 +192,12 @@ class BackwardPass:
         (back,) = torch.autograd.grad(after, state, native)
         pullback = self.stack.layout.tokens(back) * self.batch.real[..., None]
         self.desk.give("jacobian", (k,), {"probe": probe, "pullback": pullback})
+
+
+def _check_differentiable(x: Tensor, what: str) -> None:
+    """Refuse what autograd finds no way back from, as behind a `detach`, a rounding to integers or an argmax."""
+    if not x.requires_grad:
+        raise UserError(
+            f"got {what} that is not differentiable by the stream; expected one with a gradient: leave measures of "
+            "gradients and Jacobians out (--skip), or change the model"
+        )

@@ -123,3 +123,12 @@ def test_a_measure_that_says_no_number_sees_all_sequences(monkeypatch: pytest.Mo
     desk = Desk([registry.MEASURES["gradient_size"]], {})
     assert desk.first("matrix") > 10**6
     assert Desk([registry.MEASURES["gradient_spectrum"]], of(5)).first("matrix") == 5
+
+
+@pytest.mark.parametrize("place, words", [("lm_head", "got a loss that"), ("model.layers.1", "got block 1 that")])
+def test_what_is_not_differentiable_is_refused_in_one_line(place: str, words: str) -> None:
+    model = llama()
+    model.get_submodule(place).register_forward_hook(lambda module, args, output: output.detach())
+    with pytest.raises(UserError, match=f"{words} is not differentiable by the stream; expected") as error:
+        survey(model, token_ids(2, 6))
+    assert "\n" not in str(error.value)
