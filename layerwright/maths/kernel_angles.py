@@ -16,6 +16,12 @@ __all__ = ["at_angles", "carried", "norms", "of_equal", "stacked"]
 
 # How far a product of float32 is off a correlation, and what share of the largest number results may be off.
 PRODUCT, _CARRIED = 4 * 2.0**-24, 4e-6
+# What share of the largest number may be lost to a product of float32.
+COST = 2e-6
+# What is too small, and one over it too large, for the squares of float32.
+SMALL = 1e-20
+# Of how many towers, norms and types what depends on depth is kept.
+KEPT = 8
 # Angles at which float32 is tried, dense at both ends.
 _TRIED = math.pi * np.sin(np.linspace(0, math.pi / 2, 67)[1:-1]) ** 2
 

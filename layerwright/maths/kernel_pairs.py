@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -63,8 +63,9 @@ class Inputs:
     @cached_property
     def alone(self) -> bool:
         """Whether no two inputs are equal, but for an input and itself."""
-        first, second = (part.unique() for part in self.kinds)
-        return len(first) == len(self.x) if self.one else not torch.isin(first, second).any()
+        if self.one:
+            return len(self.kinds[0].unique()) == len(self.x)
+        return not torch.isin(*self.kinds).any()
 
     def same(self, rows: slice, columns: slice) -> Tensor:
         """Where the inputs of some rows and columns are equal."""
@@ -92,25 +93,34 @@ class Inputs:
         first, second = (torch.arange(part.start, part.stop) for part in (rows, columns))
         return (first[:, None] == second) & self.one
 
-    def covariances(self, rows: slice, columns: slice, rough: tuple[float, float]) -> tuple[Tensor, Tensor]:
-        """X Yᵀ / d of a tile, and its correlations, 0 where inputs are equal.
+    def product(self, rows: slice, columns: slice, out: Tensor, equal: float = 0.0) -> Tensor:
+        """Correlations of a tile into `out`, as a product of its type tells them; `equal` where inputs are equal."""
+        over, others = self.over_lengths[0][rows, None] / self.x.shape[1], self.over_lengths[1][columns]
+        torch.mm(self.x[rows].to(out.dtype), self.y[columns].to(out.dtype).T, out=out)
+        out.mul_(over.to(out.dtype)).mul_(others.to(out.dtype))[self.equal(rows, columns)] = equal
+        return out
+
+    def correlations(self, rows: slice, columns: slice, rough: tuple[float, float]) -> Tensor:
+        """The same, from −1 to 1, and 0 where inputs are equal.
 
         Args:
             rows: first inputs of the tile.
             columns: second inputs.
             rough: correlations between which all those of the tile must be for products, and results, of float32.
         """
-        equal, over = self.equal(rows, columns), [part[of] for part, of in zip(self.over_lengths, (rows, columns))]
-        for dtype in (torch.float32, torch.float64):
-            if dtype == torch.float32 and rough[0] > rough[1]:
-                continue
-            c = (self.x[rows].to(dtype) @ self.y[columns].to(dtype).T).div_(self.x.shape[1])
-            rho = (c * over[0][:, None].to(dtype)).mul_(over[1].to(dtype))
-            rho[equal] = 0.0
+        shape = len(self.x[rows]), len(self.y[columns])
+        if rough[0] <= rough[1]:
+            rho = self.product(rows, columns, torch.empty(shape, dtype=torch.float32))
             low, high = map(float, rho.aminmax())
             if rough[0] <= low and high <= rough[1]:
-                break
-        return c, rho.clamp_(-1.0, 1.0)
+                return rho
+        return self.product(rows, columns, torch.empty(shape, dtype=torch.float64)).clamp_(-1.0, 1.0)
+
+    def some(self, count: int) -> Inputs:
+        """At most so many first and second inputs, evenly spread."""
+        x, y = (part[:: -(-len(part) // count)] for part in (self.x, self.y))
+        kinds = tuple(kind[:: -(-len(kind) // count)] for kind in self.kinds)
+        return replace(self, x=x, y=x if self.one else y, kinds=(kinds[0], kinds[0 if self.one else 1]))
 
 
 def inputs_of(x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> Inputs:

@@ -8,9 +8,9 @@ or where the kernels are √(q₁q₂) times a function of ρ (homogeneous activ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
 from layerwright.maths import kernel_angles
-from layerwright.maths.kernel_angles import PRODUCT, at_angles, of_equal, stacked
+from layerwright.maths.kernel_angles import COST, KEPT, PRODUCT, SMALL, at_angles, of_equal, stacked
 from layerwright.maths.kernel_pairs import Fold, Inputs
 
-__all__ = ["Curves", "Table", "tabulated"]
+__all__ = ["Curves", "Table", "Twins", "tabulated"]
 
 # Degree of the spline, and what it may be off of the largest number, by the type of the results.
 _SPLINES = {torch.float32: (3, 3e-7), torch.float64: (5, 1e-13)}
@@ -29,10 +29,6 @@ _SPLINES = {torch.float32: (3, 3e-7), torch.float64: (5, 1e-13)}
 _PIECES, _MOST_PIECES, _COMPARED = 2**9, 2**15, 33
 # In float32 lines will do, and take half of the time, where so many stay in a cache; what they may be off.
 _LINES, _OFF_LINE = 2**14, 1e-7
-# What share of the largest number may be lost to a product of float32.
-_COST, _SMALL = 2e-6, 1e-20
-# Of how many towers, norms and types the functions are kept.
-_KEPT = 8
 
 Function = Callable[[np.ndarray], np.ndarray]
 Norms = tuple[tuple[float, ...], tuple[float, ...]]
@@ -44,6 +40,7 @@ class Curves:
 
     Attributes:
         homogeneous: whether all numbers below are to be multiplied by √(q₁q₂).
+        norms: those at which the function was read.
         spline: coefficients of each piece of θ, `[kernels, degree + 1, pieces + 1]`, in the type of the results; the
             first kernel is the covariance, and all others make up the tangent kernel.
         ends: mean square of a unit of the output, for first and for second inputs.
@@ -53,11 +50,35 @@ class Curves:
     """
 
     homogeneous: bool
+    norms: tuple[float, float]
     spline: Tensor
     ends: tuple[float, float]
     twins: Tensor
     itself: Tensor | None
     rough: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Twins:
+    """The kernels of equal inputs.
+
+    Attributes:
+        values: for each first input and a twin of it, `[kernels, N]`.
+        itself: for each first input and itself, where dropout tells it from its twins; else None.
+    """
+
+    values: Tensor
+    itself: Tensor | None
+
+    def put(self, found: Iterable[Tensor], inputs: Inputs, rows: slice, columns: slice) -> None:
+        """Write them where they belong in the matrices `[n, m]` of a tile."""
+        first, second = inputs.equal(rows, columns)
+        exact = self.values[:, rows][:, first]
+        if self.itself is not None:
+            one = inputs.one & (first + rows.start == second + columns.start)
+            exact = torch.where(one, self.itself[:, rows][:, first], exact)
+        for part, values in zip(found, exact):
+            part[first, second] = values.to(part.dtype)
 
 
 @dataclass(frozen=True)
@@ -80,25 +101,37 @@ class Table:
     @property
     def variances(self) -> tuple[Tensor, Tensor]:
         """Mean squares of a unit of the output, `[N]` and `[M]`."""
+        q1, q2 = self.units
+        return self.curves.ends[0] * q1, self.curves.ends[1] * q2
+
+    @property
+    def units(self) -> tuple[Tensor, Tensor]:
+        """Of first and second inputs those numbers whose roots the functions are to be multiplied by: q, or 1."""
         q1, q2 = self.inputs.variances
-        scales = (q1, q2) if self.curves.homogeneous else (torch.ones_like(q1), torch.ones_like(q2))
-        return self.curves.ends[0] * scales[0], self.curves.ends[1] * scales[1]
+        return (q1, q2) if self.curves.homogeneous else (torch.ones_like(q1), torch.ones_like(q2))
+
+    @cached_property
+    def twins(self) -> Twins:
+        """The kernels of equal inputs."""
+        q, curves = self.units[0], self.curves
+        itself = None if curves.itself is None else curves.itself[:, None] * q
+        return Twins(curves.twins[:, None] * q, itself)
+
+    def write(self, rows: slice, columns: slice, parts: Sequence[Tensor]) -> None:
+        """The kernels of a part of the pairs into so many matrices `[n, m]`."""
+        for part, found in zip(parts, self.tile(rows, columns)):
+            part.copy_(found)
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        """The kernels of a part of the pairs, `[kernels, n, m]`."""
+        """The same, `[kernels, n, m]`."""
         curves = self.curves
-        rho = self.inputs.covariances(rows, columns, curves.rough)[1]
+        rho = self.inputs.correlations(rows, columns, curves.rough)
         at = rho.acos_().mul_((curves.spline.shape[-1] - 1) / math.pi)
         found = _looked_up(curves.spline, at.to(self.dtype))
-        q1, q2 = self.inputs.variances[0][rows], self.inputs.variances[1][columns]
         if curves.homogeneous:
-            found.mul_(q1.sqrt()[:, None].to(found.dtype)).mul_(q2.sqrt().to(found.dtype))
-        first, second = self.inputs.equal(rows, columns)
-        exact = curves.twins[:, None].expand(-1, len(first))
-        if curves.itself is not None:
-            one = self.inputs.one & (first + rows.start == second + columns.start)
-            exact = torch.where(one, curves.itself[:, None], exact)
-        found[:, first, second] = (exact * q1[first] if curves.homogeneous else exact).to(found.dtype)
+            first, second = (unit[part].sqrt().to(found.dtype) for unit, part in zip(self.units, (rows, columns)))
+            found.mul_(first[:, None]).mul_(second)
+        self.twins.put(found, self.inputs, rows, columns)
         return found
 
 
@@ -127,7 +160,7 @@ def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
     return None if curves is None else Table(inputs, curves)
 
 
-@lru_cache(maxsize=_KEPT)
+@lru_cache(maxsize=KEPT)
 def _curves(
     fold: Fold, first: tuple[float, ...], second: tuple[float, ...], by_layer: bool, dtype: torch.dtype
 ) -> Curves | None:
@@ -152,7 +185,7 @@ def _curves(
     itself = twins if twins.same.all() else of_equal(fold, one, 1, by_layer)
     end = twins if other == one else of_equal(fold, other, 2, by_layer)
     return Curves(
-        homogeneous, torch.from_numpy(pieces).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
+        homogeneous, (one, other), torch.from_numpy(pieces).to(dtype), (float(twins.q1) / unit, float(end.q1) / unit),
         stacked(twins)[:, 0, 0] / unit, None if itself is twins else stacked(itself)[:, 0, 0] / unit,
         _rough(spline, (first, second), dtype),
     )  # fmt: skip
@@ -210,7 +243,7 @@ def _lines(spline: np.ndarray) -> np.ndarray:
     """The same with lines, of as many pieces as they ask for; as it is where these are too many."""
     pieces = spline.shape[-1] - 1
     # A line is off by an eighth of the second derivative, times its length squared.
-    bend = (np.abs(spline[:, 2]).max(1) / np.abs(spline[:, 0]).max(1).clip(_SMALL)).max() / 4
+    bend = (np.abs(spline[:, 2]).max(1) / np.abs(spline[:, 0]).max(1).clip(SMALL)).max() / 4
     finer = 2 ** math.ceil(math.log2(max(1.0, bend / _OFF_LINE)) / 2)
     if finer * pieces > _LINES:
         return spline
@@ -221,10 +254,10 @@ def _lines(spline: np.ndarray) -> np.ndarray:
 
 def _rough(spline: np.ndarray, norms: Norms, dtype: torch.dtype) -> tuple[float, float]:
     """The correlations around 0 where what a product of float32 is off costs little; none for other results."""
-    fits = all(_SMALL < q < 1 / _SMALL for found in norms for q in found if q)
+    fits = all(SMALL < q < 1 / SMALL for found in norms for q in found if q)
     theta = np.linspace(0, math.pi, spline.shape[-1])
-    slope = np.abs(spline[:, 1]) / (theta[1] * np.abs(spline[:, 0]).max(1, keepdims=True).clip(_SMALL))
-    bad = np.flatnonzero(slope.max(0) * PRODUCT > _COST * np.sin(theta))
+    slope = np.abs(spline[:, 1]) / (theta[1] * np.abs(spline[:, 0]).max(1, keepdims=True).clip(SMALL))
+    bad = np.flatnonzero(slope.max(0) * PRODUCT > COST * np.sin(theta))
     middle = spline.shape[-1] // 2
     if dtype != torch.float32 or not fits or middle in bad:
         return 1.0, -1.0

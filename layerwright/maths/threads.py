@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -22,12 +23,26 @@ def on_threads(run: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Itera
         >>> list(on_threads(lambda n: n * n, [1, 2, 3]))
         [1, 4, 9]
     """
-    threads = torch.get_num_threads()
-    if min(len(pieces), threads) <= 1:
+    threads = min(len(pieces), torch.get_num_threads())
+    if threads <= 1:
         yield from map(run, pieces)
         return
+    with on_one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.map(run, pieces)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """Torch on one thread, for what comes right before `on_threads`: others would still be busy waiting beside it.
+
+    Example:
+        >>> with on_one_thread():
+        ...     torch.get_num_threads()
+        1
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(len(pieces), threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield from pool.map(run, pieces)
+        yield
     finally:
         torch.set_num_threads(threads)

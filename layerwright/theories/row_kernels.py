@@ -12,8 +12,10 @@ from layerwright.core.memory import available_memory
 from layerwright.maths import kernel
 from layerwright.maths.kernel import Kernels
 from layerwright.maths.kernel_pairs import Fold, inputs_of
+from layerwright.maths.kernel_polynomial import Polynomial
 from layerwright.maths.kernel_table import Table
 from layerwright.maths.kernel_tiles import Plan, filled, planned
+from layerwright.maths.threads import on_one_thread
 
 # Pairs so few that no other way is shorter than the maps as they stand.
 _FEW = 2**12
@@ -39,11 +41,13 @@ def row_kernels(fold: Fold, x: Any, x2: Any, dtype: torch.dtype, by_layer: bool)
         exact = kernel.inputs(rows.double(), None if columns is None else columns.double(), by_layer)
         return as_type(fold(exact), dtype)
     _check_memory(fold, rows, columns, dtype, by_layer)
-    return filled(planned(fold, inputs_of(rows, columns, by_layer), dtype), dtype)
+    with on_one_thread():
+        plan = planned(fold, inputs_of(rows, columns, by_layer), dtype)
+    return filled(plan, dtype)
 
 
 def way(fold: Fold, x: Any, x2: Any, dtype: torch.dtype) -> str:
-    """How `row_kernels` goes about it: "at once", "table" or "tiles".
+    """How `row_kernels` goes about it: "at once", "polynomials", "table" or "tiles".
 
     Raises:
         ValueError: inputs without kernels.
@@ -52,7 +56,8 @@ def way(fold: Fold, x: Any, x2: Any, dtype: torch.dtype) -> str:
     given = inputs_of(rows, columns)
     if _at_once(rows, columns):
         return "at once"
-    return "table" if isinstance(planned(fold, given, dtype), Table) else "tiles"
+    plan = planned(fold, given, dtype)
+    return "polynomials" if isinstance(plan, Polynomial) else "table" if isinstance(plan, Table) else "tiles"
 
 
 def _at_once(rows: Tensor, columns: Tensor | None) -> bool:

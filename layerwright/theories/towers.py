@@ -55,8 +55,9 @@ class Tower:
     def kernel(self, x: Tensor, x2: Tensor | None = None, *, dtype: torch.dtype = torch.float64) -> Kernels:
         """Both kernels of an output at infinite width.
 
-        Where all rows have one norm, or the tower is homogeneous, they are looked up in a table of the angle between
-        two inputs, and depth costs nothing; else all layers are worked out on one tile of the pairs after another.
+        Many rows take a shorter way than the layers, whatever their depth: polynomials in the correlation of two inputs
+        where correlations stay away from ±1, else a table of the angle between them where all rows have one norm or the
+        tower is homogeneous. Where neither holds, all layers are worked out on one tile of the pairs after another.
 
         Args:
             x: inputs `[N, d]`, a tensor or an array of any real type; images `[N, C, H, W]` or sequences
@@ -75,9 +76,10 @@ class Tower:
         """How `kernel` works out these rows.
 
         Returns:
-            "table" where kernels are looked up by the angle between two inputs; "tiles" where that does not hold, as
-            norms differ and the tower is not homogeneous, so that all layers are worked out for each pair; "at once"
-            for so few pairs that no other way is shorter.
+            "polynomials" where kernels are polynomials in the correlation of two inputs, and of low rank in their
+            norms; "table" where they are looked up by the angle between two inputs; "tiles" where neither holds, as
+            correlations come near ±1 or inputs are too few, norms differ and the tower is not homogeneous, so that all
+            layers are worked out for each pair; "at once" for so few pairs that no other way is shorter.
 
         Raises:
             UserError: as in `kernel`, or a tower that reads images or sequences.

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from layerwright.maths import kernel_pairs, kernel_tiles
+from layerwright.maths import kernel_folded, kernel_pairs, kernel_tiles
 from layerwright.maths.activation import NAMES, activation
 from layerwright.maths.kernel import Kernels, State, add, dense, dropout, inputs, nonlinear, norm
+from layerwright.maths.kernel_folded import folded
 from layerwright.maths.kernel_pairs import Fold, inputs_of
-from layerwright.maths.kernel_tiles import filled, folded, tiles
+from layerwright.maths.kernel_tiles import filled, tiles
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 
@@ -115,7 +116,7 @@ def test_float32_is_taken_where_it_is_enough(points: Tensor) -> None:
 def test_what_an_activation_knows_of_an_input_is_found_once(points: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     known = kernel_pairs.side
-    monkeypatch.setattr(kernel_tiles, "side", lambda phi, q: asked.append(len(q)) or known(phi, q))
+    monkeypatch.setattr(kernel_folded, "side", lambda phi, q: asked.append(len(q)) or known(phi, q))
     plan = folded(mlp("tanh", 2), inputs_of(points, points[:9]), FLOAT64)
     filled(plan, FLOAT64)
     assert asked == [30, 30, 9, 9], "each layer, for first and second inputs"
