@@ -21,8 +21,9 @@ from layerwright.maths.displacements import Displacement, bands, singles, strati
 from layerwright.maths.kernel import State
 from layerwright.maths.threads import on_threads
 
-# Pairs of positions worked on at once, which stay in the cache, but never fewer images than fill a vector.
-_AT_ONCE, _VECTOR = 2**17, 16
+# Bytes of the pairs of positions worked on at once: so few that they stay near a core, so many that calls of torch cost
+# little beside what they do; but never fewer images than fill a vector.
+_BYTES, _VECTOR = 2**21, 16
 # A block that was freed teaches glibc to keep blocks of up to its size for the next; else each goes back to the system,
 # and comes in again page by page.
 _KEPT = 2**25 - 2**12
@@ -194,9 +195,9 @@ class _Run:
         """Sums over the positions of a displacement for all pairs of images, `[kernels, N, M]`, float64."""
         n, m = self.same.shape
         sides = self._meet(self.first, self.second, displacement)
-        positions = _positions(sides)
-        columns = min(m, max(_VECTOR, _AT_ONCE // positions))
-        rows = max(1, _AT_ONCE // (positions * columns))
+        pairs = _at_once(sides)
+        columns = min(m, max(_VECTOR, pairs))
+        rows = max(1, pairs // columns)
         # A displacement that is its own mirror says of (j, i) what it says of (i, j).
         half = self.first is self.second and not displacement.mirrored
         found: Tensor | None = None
@@ -232,7 +233,7 @@ class _Run:
         """The covariances of `_both` for images with themselves, `[N]`."""
         sides = [(a.mT, b) for a, b in self._meet(side, side, displacement)]
         same = self.same.new_ones(1, 1) if displacement.holds_zero else None
-        step = max(_VECTOR, _AT_ONCE // _positions(sides))
+        step = max(_VECTOR, _at_once(sides))
         parts = [
             self._sums([(a[..., k : k + step], b[..., k : k + step]) for a, b in sides], same)[0, 0]
             for k in range(0, side.variances.shape[-1], step)
@@ -272,6 +273,7 @@ class _Run:
         return found
 
 
-def _positions(sides: list[tuple[Tensor, Tensor]]) -> int:
-    """Pairs of positions of two images where they are the most."""
-    return max(torch.broadcast_shapes(a.shape[1:4], b.shape[1:4]).numel() for a, b in sides)
+def _at_once(sides: list[tuple[Tensor, Tensor]]) -> int:
+    """Pairs of images to work on at once, from the pairs of their positions where these are the most."""
+    positions = max(torch.broadcast_shapes(a.shape[1:4], b.shape[1:4]).numel() for a, b in sides)
+    return _BYTES // (positions * sides[0][0].itemsize)
