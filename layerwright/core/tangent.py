@@ -21,6 +21,7 @@ from layerwright.core.tangent_model import differentiable, given, logits
 from layerwright.core.tangent_plan import Task, at_once, planned
 from layerwright.core.tangent_record import ALONE, Read, Recorder, Saved, beside_others
 from layerwright.maths import tangent
+from layerwright.maths.freed import keep_freed
 from layerwright.maths.lanczos import with_error
 
 # What each choice of outputs asks of the products.
@@ -57,6 +58,7 @@ def tangent_kernel(
     """
     choice = choice or Choice()
     _check(choice)
+    keep_freed()
     with differentiable(model, choice.parameters) as (module, parameters):
         first = given(inputs, module)
         second = None if inputs2 is None else given(inputs2, module)

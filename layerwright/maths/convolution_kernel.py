@@ -18,15 +18,13 @@ from torch import Tensor
 from layerwright.maths import kernel
 from layerwright.maths.convolution_layers import Chain, Layer, covariances, variances, wraps
 from layerwright.maths.displacements import Displacement, bands, singles, stratified
+from layerwright.maths.freed import keep_freed
 from layerwright.maths.kernel import State
 from layerwright.maths.threads import on_threads
 
 # Bytes of the pairs of positions worked on at once: so few that they stay near a core, so many that calls of torch cost
 # little beside what they do; but never fewer images than fill a vector.
 _BYTES, _VECTOR = 2**21, 16
-# A block that was freed teaches glibc to keep blocks of up to its size for the next; else each goes back to the system,
-# and comes in again page by page.
-_KEPT = 2**25 - 2**12
 # A band of displacements holds h · w² numbers of a pair of images: above this, one displacement at a time.
 _BAND = 2**18
 
@@ -166,7 +164,7 @@ class _Run:
     @classmethod
     def of(cls, layers: Sequence[Layer], x: Tensor, x2: Tensor | None, by_layer: bool) -> _Run:
         """Prepare both sets of images."""
-        torch.empty(_KEPT, dtype=torch.uint8)
+        keep_freed()
         # Both at once: a series is as long for the one as for the other.
         every = _images(layers, x if x2 is None else torch.cat([x, x2.to(x.dtype)]))
         first, second = (every, every) if x2 is None else (every.part(0, len(x)), every.part(len(x), len(x2)))

@@ -8,6 +8,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
+from layerwright.maths.freed import keep_freed
 from layerwright.maths.kernel import Kernels
 from layerwright.maths.kernel_folded import Folded, folded
 from layerwright.maths.kernel_pairs import Fold, Inputs
@@ -21,9 +22,6 @@ __all__ = ["Plan", "fill", "filled", "planned", "tiles"]
 # the calls of torch cost little beside what they do, and most of what they do stays in a core's cache. Polynomials,
 # which need little beside the results, take twice as many of both. A tile is wider than high.
 _ROWS, _BYTES, _TWICE = 128, 2**20, 2
-# Freed in one piece, it makes glibc keep what tiles free, in place of giving each back to the system and getting it
-# again, page by page, in twice the time.
-_FREED = 2**25 - 2**16
 Tile = tuple[slice, slice]
 Plan = Folded | Table | Polynomial
 
@@ -95,15 +93,9 @@ def fill(plan: Plan, todo: Sequence[Tile], nngp: Tensor, ntk: Tensor) -> None:
     Raises:
         ValueError: the kernels overflow.
     """
-    _keep_freed_memory()
+    keep_freed()
     for _ in on_threads(partial(_fill, plan, [nngp, *ntk]), todo):
         pass
-
-
-@cache
-def _keep_freed_memory() -> None:
-    """Once: done again, it would be what makes glibc give back all that lies before it."""
-    torch.empty(_FREED, dtype=torch.uint8)
 
 
 @cache
