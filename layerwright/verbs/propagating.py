@@ -17,7 +17,7 @@ from layerwright.core.registry import BY_NAME
 from layerwright.core.sharded import is_sharded
 from layerwright.core.stack import Stack
 from layerwright.core.survey import Survey
-from layerwright.core.tangent_model import given
+from layerwright.core.tangent.model import given
 from layerwright.core.theory import Picture, Prediction
 from layerwright.core.tower_ops import Dense, Elementwise, Given, Norm, Reading, Sum
 from layerwright.core.tower_reader import read_tower

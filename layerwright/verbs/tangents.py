@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import nn
 
-    from layerwright.core.tangent_kernel import TangentKernel
-    from layerwright.core.tangent_operator import TangentOperator
+    from layerwright.core.tangent.kernel import TangentKernel
+    from layerwright.core.tangent.operator import TangentOperator
 
 MEMORY = 2**30
 
@@ -74,11 +74,11 @@ def tangent_kernel(
 
     Reference: arXiv 1806.07572; 2206.08720 for factors.
     """
-    from layerwright.core import tangent
-    from layerwright.core.tangent_model import logits
+    from layerwright.core.tangent import computation
+    from layerwright.core.tangent.model import logits
 
-    choice = tangent.Choice(outputs, diagonal, by_layer, parameters, projections, seed, memory)
-    return tangent.tangent_kernel(model, inputs, inputs2, choice, read or logits)
+    choice = computation.Choice(outputs, diagonal, by_layer, parameters, projections, seed, memory)
+    return computation.tangent_kernel(model, inputs, inputs2, choice, read or logits)
 
 
 def tangent_operator(
@@ -112,7 +112,7 @@ def tangent_operator(
         >>> tangent_operator(torch.nn.Linear(2, 1), torch.eye(2)).largest(2)
         tensor([3., 1.], dtype=torch.float64)
     """
-    from layerwright.core.tangent_model import logits
-    from layerwright.core.tangent_operator import TangentOperator
+    from layerwright.core.tangent.model import logits
+    from layerwright.core.tangent.operator import TangentOperator
 
     return TangentOperator(model, inputs, parameters, read or logits, memory)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from zoo import ZOO, gpt2, llama, token_ids
 
 import layerwright as lw
-from layerwright.core import tangent_record
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import call, rows
 from layerwright.core.quiet import undisturbed, unwrap
-from layerwright.core.tangent_model import logits
+from layerwright.core.tangent import record
+from layerwright.core.tangent.model import logits
 from layerwright.core.trace import tensors
 
 Read = Callable[[Any], Tensor]
@@ -301,13 +301,13 @@ def test_experts_in_one_tensor_of_weights() -> None:
 
 def test_only_functions_without_a_form_cost_a_call_for_each_input(monkeypatch: pytest.MonkeyPatch) -> None:
     names: set[str] = set()
-    original = tangent_record.Recorder._one_by_one
+    original = record.Recorder._one_by_one
 
     def spied(self: Any, some: Any, *more: Any) -> Any:
         names.update(some)
         return original(self, some, *more)
 
-    monkeypatch.setattr(tangent_record.Recorder, "_one_by_one", spied)
+    monkeypatch.setattr(record.Recorder, "_one_by_one", spied)
     for name in ("mlp", "norms", "a module and a weight used twice", "tied embedding", "experts"):
         lw.tangent_kernel(*made(name))
     for model in (gpt2(), llama()):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from layerwright.core.tangent_graph import kind, turned
-from layerwright.core.tangent_routes import Deltas, Link, Route
+from layerwright.core.tangent.graph import kind, turned
+from layerwright.core.tangent.routes import Deltas, Link, Route
 from layerwright.maths.tangent import Factor, Outer, rows, total
 
 AsRows = Callable[[str, Sequence[Outer], tuple[int, int]], bool]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import Inputs, batch_size, rows
 from layerwright.core.memory import available_memory
-from layerwright.core.tangent_kernel import TangentKernel
-from layerwright.core.tangent_model import differentiable, given, logits
-from layerwright.core.tangent_plan import Task, at_once, planned
-from layerwright.core.tangent_record import ALONE, Read, Recorder, Saved, beside_others
+from layerwright.core.tangent.kernel import TangentKernel
+from layerwright.core.tangent.model import differentiable, given, logits
+from layerwright.core.tangent.plan import Task, at_once, planned
+from layerwright.core.tangent.record import ALONE, Read, Recorder, Saved, beside_others
 from layerwright.maths import tangent
 from layerwright.maths.freed import keep_freed
 from layerwright.maths.lanczos import with_error

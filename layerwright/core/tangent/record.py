@@ -17,9 +17,9 @@ from torch.autograd.graph import GradientEdge, Node
 
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import Inputs, batch_size, call, rows
-from layerwright.core.tangent_factors import AsRows, factors
-from layerwright.core.tangent_graph import Step, reached, steps
-from layerwright.core.tangent_routes import Deltas, Probes, Route, Unsettled, settled
+from layerwright.core.tangent.factors import AsRows, factors
+from layerwright.core.tangent.graph import Step, reached, steps
+from layerwright.core.tangent.routes import Deltas, Probes, Route, Unsettled, settled
 from layerwright.core.trace import tensors
 from layerwright.maths.tangent import Factor
 

@@ -18,8 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from layerwright.core.errors import UserError
 from layerwright.core.inputs import batch_size, rows
 from layerwright.core.loss import derivative, differentiating
-from layerwright.core.tangent_model import differentiable, given
-from layerwright.core.tangent_record import Read, Recorder, Saved
+from layerwright.core.tangent.model import differentiable, given
+from layerwright.core.tangent.record import Read, Recorder, Saved
 from layerwright.maths import lanczos
 
 # A graph that can be differentiated again holds the way back as well.

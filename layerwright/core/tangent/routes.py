@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from layerwright.core.tangent_graph import Step, passed, passes
-from layerwright.core.tangent_uses import Use, use_of
+from layerwright.core.tangent.graph import Step, passed, passes
+from layerwright.core.tangent.uses import Use, use_of
 
 Deltas = Mapping[Node, Tensor | None]
 # How far what belongs to a sample may be from what its weight makes of it, as a share; rounding is far less.

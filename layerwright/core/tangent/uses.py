@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from layerwright.core.tangent_graph import kind
+from layerwright.core.tangent.graph import kind
 from layerwright.maths.patches import patches
 
 

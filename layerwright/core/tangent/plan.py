@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from layerwright.core.tangent_factors import matrix_shape
-from layerwright.core.tangent_record import Recorded
+from layerwright.core.tangent.factors import matrix_shape
+from layerwright.core.tangent.record import Recorded
 from layerwright.maths.tangent import Outer, by_factors
 
 # What a tile costs beside its ways back, in units of one for each of its inputs: a call, and a way back to find out
