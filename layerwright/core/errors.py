@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Something the user gave cannot be used. The message is one line: what was got, what was expected, what to do."""
@@ -17,3 +20,20 @@ class NeedsModel(UserError):
 
 class NotByBlocks(UserError):
     """A checkpoint can only be used as a loaded model."""
+
+
+@contextmanager
+def in_one_line(*kinds: type[Exception]) -> Iterator[None]:
+    """Give errors of these kinds, raised where nobody knows of users, to the user, whose numbers they are about.
+
+    Example:
+        >>> with in_one_line(ValueError):
+        ...     float("three")
+        Traceback (most recent call last):
+        ...
+        layerwright.core.errors.UserError: could not convert string to float: 'three'
+    """
+    try:
+        yield
+    except kinds as error:
+        raise UserError(str(error)) from None

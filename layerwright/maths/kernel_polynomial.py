@@ -39,8 +39,6 @@ _LEFT_OUT = {torch.float32: 1e-7, torch.float64: 1e-13}
 _EXACT = {torch.float32: 1e-8, torch.float64: 1e-13}
 # How many times the largest number its terms may add up to, which is what their rounding is of.
 _LARGEST = 4.0
-# An interval without correlations.
-_NOWHERE = (1.0, -1.0)
 
 Interval = tuple[float, float]
 
@@ -61,6 +59,11 @@ class Terms:
     logs: tuple[float, float]
     powers: Tensor
     equal: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def middle(self) -> float:
+        """ρ₀."""
+        return sum(self.interval) / 2
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ class Polynomial:
 
     def write(self, rows: slice, columns: slice, parts: Sequence[Tensor]) -> None:
         """The kernels of a part of the pairs into so many matrices `[n, m]`."""
-        self.inputs.product(rows, columns, parts[0], sum(self.terms.interval) / 2)
+        self.inputs.product(rows, columns, parts[0], self.terms.middle)
         for start in range(rows.start, rows.stop, _ROWS):
             few = slice(start, min(start + _ROWS, rows.stop))
             here = [part[start - rows.start :][: few.stop - start] for part in parts]
@@ -134,12 +137,11 @@ class Polynomial:
 
     def _written(self, rows: slice, columns: slice, parts: Sequence[Tensor]) -> bool:
         """From the correlations in the first of the parts; whether they are all in the interval."""
-        terms, (start, stop) = self.terms, self.terms.interval
-        x = parts[0].clone()
+        terms, x = self.terms, parts[0].clone()
         low, high = map(float, x.aminmax())
-        if not (start <= low and high <= stop):  # or NaN
+        if not (terms.interval[0] <= low and high <= terms.interval[1]):  # or NaN
             return False
-        x.sub_((start + stop) / 2)
+        x.sub_(terms.middle)
         first, second = self.sides[0][rows], self.sides[1][:, columns]
         for total, powers in zip(parts, terms.powers):
             if len(second) == 1:
@@ -177,9 +179,9 @@ def polynomial(fold: Fold, inputs: Inputs, dtype: torch.dtype, table: Table | No
         >>> found.terms.powers.shape[1], polynomial(dense(2.0, 0.1), inputs_of(x[:9]), torch.float32)
         (2, None)
     """
-    if math.prod(inputs.shape) < _PAIRS:
+    interval = _interval(inputs, dtype) if math.prod(inputs.shape) >= _PAIRS else None
+    if interval is None:
         return None
-    interval = _interval(inputs, dtype)
     if table is None:
         found = [q for side in inputs.variances for q in norms(side)]
         terms = _by_norm(fold, interval, (min(found), max(found)), inputs.by_layer, dtype)
@@ -190,18 +192,17 @@ def polynomial(fold: Fold, inputs: Inputs, dtype: torch.dtype, table: Table | No
     return None if terms is None else Polynomial(fold, inputs, dtype, terms, table)
 
 
-def _interval(inputs: Inputs, dtype: torch.dtype) -> Interval:
-    """Where correlations are likely to be, from some of them."""
+def _interval(inputs: Inputs, dtype: torch.dtype) -> Interval | None:
+    """Where correlations are likely to be, from some of them; None where that is not between −1 and 1."""
     few = inputs.some(_SAMPLED)
     rows, columns = (slice(0, n) for n in few.shape)
     apart = few.product(rows, columns, torch.empty(few.shape, dtype=dtype))[~few.same(rows, columns)]
-    if not len(apart):
-        return _NOWHERE
+    if not len(apart) or not apart.isfinite().all():
+        return None
     low, high = map(float, apart.aminmax())
     middle, half = (low + high) / 2, _WIDER * (high - low) / 2
-    if not math.isfinite(half):
-        return _NOWHERE
-    return math.floor((middle - half) * _GRID) / _GRID, math.ceil((middle + half) * _GRID) / _GRID
+    ends = math.floor((middle - half) * _GRID) / _GRID, math.ceil((middle + half) * _GRID) / _GRID
+    return ends if -1 < ends[0] < ends[1] < 1 else None
 
 
 # What depends on depth is kept for the next call.
@@ -212,7 +213,7 @@ def _of_one(
     fold: Fold, interval: Interval, at: tuple[float, float], homogeneous: bool, by_layer: bool, dtype: torch.dtype
 ) -> Terms | None:
     """The polynomials of an interval where a kernel is one function of the correlation."""
-    if not -1 < interval[0] < interval[1] < 1 or min(at) <= 0:
+    if min(at) <= 0:
         return None
     values = at_angles(fold, at[:1], at[1:], _angles(interval), by_layer).numpy()
     powers = _powers(values / (at[0] if homogeneous else 1.0), interval, dtype)
@@ -225,12 +226,12 @@ def _by_norm(
 ) -> Terms | None:
     """The polynomials of an interval and a range of norms."""
     fits = dtype == torch.float64 or SMALL < norms[0] <= norms[1] < 1 / SMALL
-    if not -1 < interval[0] < interval[1] < 1 or norms[0] <= 0 or not fits:
+    if norms[0] <= 0 or not fits:
         return None
     low, high = (math.log(q) for q in norms)
     logs = (low + high) / 2, (high - low) / 2 or 1.0
     for count in _NORMS:
-        q = (np.exp(logs[0] + logs[1] * nodes(count))).tolist()
+        q = np.exp(logs[0] + logs[1] * nodes(count)).tolist()
         equal = _of_equal(fold, q, by_layer, dtype)
         if equal is not None:
             powers = _powers(at_angles(fold, q, q, _angles(interval), by_layer).numpy(), interval, dtype)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.theory import Picture, Prediction, theory
 from layerwright.maths.class_moments import Classes, ClassMoments
 from layerwright.maths.collapse import between, etf_error, variability
@@ -83,7 +83,7 @@ def collapse_perturbation(
     times = [0.0, *np.geomspace(time / 1e3, time, _LOOKS - 1).tolist()]
     rows: list[dict[str, float]] = []
     curves: dict[str, list[tuple[float, float]]] = {}
-    try:
+    with in_one_line(ValueError):
         rate = collapse_rate(moments, weight_decay, feature_decay)
         for beta in betas:
             path = collapse_path(moments, times, vicinity=beta, weight_decay=weight_decay, feature_decay=feature_decay)
@@ -92,8 +92,6 @@ def collapse_perturbation(
             curves[f"β = {beta:g}"] = [
                 (float(t), _row(beta, at)["variance_ratio"]) for t, at in zip(times[1:], path[1:])
             ]
-    except ValueError as error:
-        raise UserError(str(error)) from None
     table = pd.DataFrame(rows)
     units = dict.fromkeys(table.columns, "1")
     picture = Picture(
@@ -143,12 +141,10 @@ def _moments(
         )
     _, places = np.unique(y, return_inverse=True)
     moments = ClassMoments(int(places.max()) + 1, h.shape[1])
-    try:
+    with in_one_line(ValueError):
         moments.add(torch.from_numpy(h), torch.from_numpy(places))
         found = moments.result()
         between(found.means)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     return found
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.activation import Activation
 from layerwright.maths.activation import activation as activation_of
@@ -96,10 +96,8 @@ def criticality(
 
 
 def _activation(given: str | Callable[..., torch.Tensor]) -> Activation:
-    try:
+    with in_one_line(ValueError):
         return activation_of(given)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _check(weight: float | None, bias: float | None, start: float, depth: int, outputs: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.activation import Activation
 from layerwright.maths.activation import activation as activation_of
@@ -125,11 +125,9 @@ def _check(width: int, depth: int, skip: float, inner: float | None, outputs: in
 
 
 def _critical(given: str | Callable[..., torch.Tensor]) -> tuple[Activation, Critical]:
-    try:
+    with in_one_line(ValueError):
         phi = activation_of(given)
         at = critical(phi)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     if at is None:
         raise UserError(
             f"{phi.name} has no critical point: depth makes its signal or its gradient die or explode long before "

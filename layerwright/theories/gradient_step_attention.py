@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.theory import Picture, Prediction, theory
 from layerwright.maths.in_context import Contexts, least_squares, whole_context
 from layerwright.maths.linear_attention import (
@@ -121,11 +121,9 @@ def _tasks(
         raise UserError("got one of the arrays xs and ys; expected both, points and their targets, or neither")
     if xs is None or ys is None:
         return regression_tasks(tasks, points, dimensions, noise=noise, seed=seed)
-    try:
+    with in_one_line(ValueError):
         x, y = brought_tasks(xs, ys)
         whole_context(x, y)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     return x, y
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.activation import Activation
 from layerwright.maths.activation import activation as activation_of
@@ -118,17 +118,13 @@ def _activation(given: str | Callable[..., torch.Tensor], dimension: float | Non
                 f"got activation=optimal with variance={variance}; expected variance=1, which it is made for"
             )
         given = optimal(dimension)
-    try:
+    with in_one_line(ValueError):
         return activation_of(given)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _limit(phi: Activation, variance: float) -> Limit:
-    try:
+    with in_one_line(ValueError):
         return limit(phi, variance)
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _rows(found: Limit, dimension: float | None) -> list[Row]:

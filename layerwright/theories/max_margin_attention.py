@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.theory import Picture, Prediction, theory
 from layerwright.maths.max_margin import Pairs, Separator, contradiction, frobenius_margin, nuclear_margin, token_pairs
 
@@ -74,11 +74,9 @@ def max_margin_attention(
         tokens, best = _drawn(sequences, length, dimensions, seed)
     pairs = _pairs(tokens, queries, best)
     table = pd.DataFrame({"sequence": pairs.sequences, "token": pairs.tokens})
-    try:
+    with in_one_line(ValueError):
         frobenius, nuclear = frobenius_margin(pairs), nuclear_margin(pairs)
         against = contradiction(pairs)
-    except ValueError as error:
-        raise UserError(str(error)) from None
     if frobenius is None or nuclear is None:
         table["product"], table["multiplier"] = np.nan, against
         note = "no weights put all best tokens ahead: the tokens with a multiplier above 0 contradict each other"
@@ -115,10 +113,8 @@ def _pairs(tokens: np.ndarray, queries: np.ndarray | None, best: np.ndarray | No
         raise UserError(
             f"got tokens {x.shape} and best {chosen.tolist()}; expected [sequences, tokens, d] and whole numbers"
         )
-    try:
+    with in_one_line(ValueError):
         return token_pairs(x, x[:, 0] if queries is None else _numbers("queries", queries), chosen.astype(int))
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _numbers(name: str, array: np.ndarray) -> np.ndarray:

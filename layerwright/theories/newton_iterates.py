@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.theory import Picture, Prediction, theory
 from layerwright.maths.in_context import Contexts, gradient_descent, least_squares, newton, weights_in_context
 from layerwright.maths.regression_tasks import brought_tasks, regression_tasks
@@ -113,12 +113,10 @@ def _tasks(
 ) -> Contexts:  # fmt: skip
     if (xs is None) != (ys is None):
         raise UserError("got one of the arrays xs and ys; expected both, points and their targets, or neither")
-    try:
+    with in_one_line(ValueError):
         if xs is not None and ys is not None:
             return weights_in_context(*brought_tasks(xs, ys))
         return weights_in_context(*regression_tasks(tasks, points - 1, dimensions, noise=noise, ratio=ratio, seed=seed))
-    except ValueError as error:
-        raise UserError(str(error)) from None
 
 
 def _rate(given: Contexts, step: float | None) -> Tensor:

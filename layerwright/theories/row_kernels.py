@@ -12,8 +12,8 @@ from layerwright.core.memory import available_memory
 from layerwright.maths import kernel
 from layerwright.maths.kernel import Kernels
 from layerwright.maths.kernel_pairs import Fold, inputs_of
-from layerwright.maths.kernel_polynomial import Polynomial
-from layerwright.maths.kernel_table import Table
+from layerwright.maths.kernel_polynomial import polynomial
+from layerwright.maths.kernel_table import tabulated
 from layerwright.maths.kernel_tiles import Plan, filled, planned
 from layerwright.maths.threads import on_one_thread
 
@@ -56,8 +56,8 @@ def way(fold: Fold, x: Any, x2: Any, dtype: torch.dtype) -> str:
     given = inputs_of(rows, columns)
     if _at_once(rows, columns):
         return "at once"
-    plan = planned(fold, given, dtype)
-    return "polynomials" if isinstance(plan, Polynomial) else "table" if isinstance(plan, Table) else "tiles"
+    table = tabulated(fold, given, dtype)
+    return "polynomials" if polynomial(fold, given, dtype, table) else "table" if table else "tiles"
 
 
 def _at_once(rows: Tensor, columns: Tensor | None) -> bool:

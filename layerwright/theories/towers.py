@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.core.progress import bars
 from layerwright.maths.kernel import Kernels, State
 from layerwright.theories.grammar import check, reads
@@ -90,10 +90,8 @@ class Tower:
             ('table', 'tiles', 'at once')
         """
         self._check_rows("take kernel(x)")
-        try:
+        with in_one_line(TypeError, ValueError):
             return way(self._fold, x, x2, dtype)
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from None
 
     def kernel_to(
         self,
@@ -128,10 +126,8 @@ class Tower:
         if not isinstance(folder, str | os.PathLike):
             raise UserError(f"got {type(folder).__name__} as the folder; expected a path, then the inputs")
         self._check_rows("take kernel(x[:100], x)")
-        try:
+        with in_one_line(TypeError, ValueError):
             plan = row_plan(self._fold, x, x2, dtype)
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from None
         with bars(progress) as shown:
             return write_kernels(plan, Path(folder), dtype, jobs, partial(shown, "kernels"))
 
@@ -177,10 +173,8 @@ class Tower:
             raise UserError(f"got inputs={inputs}; expected {expected[self.reads]}")
         if self.reads == "sequences":
             shape = shape[::-1]
-        try:
+        with in_one_line(ValueError):
             return modules(self.words, shape, width, outputs, torch.Generator().manual_seed(seed))
-        except ValueError as error:
-            raise UserError(str(error)) from None
 
     def sampled(
         self, x: Tensor, x2: Tensor | None = None, *, share: float = 0.1, seed: int = 0,
@@ -208,12 +202,10 @@ class Tower:
             >>> bool((found.kernels.ntk - made.kernel(torch.ones(1, 1, 8, 8)).ntk).abs() < 4 * found.ntk_error)
             True
         """
-        try:
+        with in_one_line(TypeError, ValueError):
             return sampled_kernels(
                 self.words, x, x2, dtype, share, seed, lambda start, words: as_type(reduce(step, words, start), dtype)
             )
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from None
 
     def drawn(
         self,
@@ -245,12 +237,10 @@ class Tower:
             >>> bool(found.ntk_error < 0.1 * found.kernels.ntk)
             True
         """
-        try:
+        with in_one_line(TypeError, ValueError):
             return drawn_kernels(
                 self.words, x, x2, draws, seed, lambda n, g: partial(step, draws=n, generator=g), dtype
             )
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from None
 
     @property
     def reads(self) -> str:
@@ -267,15 +257,13 @@ class Tower:
             raise UserError(f"got a tower that reads {self.reads}; expected one that reads rows: {advice}")
 
     def _kernels(self, x: Tensor, x2: Tensor | None, by_layer: bool, dtype: torch.dtype) -> Kernels:
-        try:
+        with in_one_line(TypeError, ValueError):
             if self.readout is None:
                 return row_kernels(self._fold, x, x2, dtype, by_layer)
             if self.reads == "sequences":
                 return as_type(sequence_kernels(self.words, x, x2, by_layer, step), dtype)
             start = image_kernels(self.words[: self.readout + 1], x, x2, dtype, by_layer)
             return as_type(reduce(step, self.words[self.readout + 1 :], start), dtype)
-        except (TypeError, ValueError) as error:
-            raise UserError(str(error)) from None
 
     def _fold(self, start: State) -> State:
         return reduce(step, self.words, start)

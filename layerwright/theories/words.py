@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from layerwright.core.errors import UserError
+from layerwright.core.errors import UserError, in_one_line
 from layerwright.maths.activation import Activation
 from layerwright.maths.activation import activation as activation_of
 
@@ -119,11 +119,9 @@ class Act:
 
     def __post_init__(self) -> None:
         """Know the activation, and refuse one without a tangent kernel."""
-        try:
+        with in_one_line(ValueError):
             phi = activation_of(self.activation)
             phi.diagonal_derivative(1.0)
-        except ValueError as error:
-            raise UserError(str(error)) from None
         object.__setattr__(self, "activation", phi)
 
 
