@@ -19,11 +19,10 @@ _RETURNED, _KEPT = 2**20, 2**25
 def available_memory() -> int:
     """Bytes that this process may still take: what the system has, and what limits leave."""
     found = [_meminfo()]
-    status = _status()
     for limit, used in (("RLIMIT_DATA", "VmData"), ("RLIMIT_AS", "VmSize")) if resource else ():
         soft, _ = resource.getrlimit(getattr(resource, limit))
         if soft != resource.RLIM_INFINITY:
-            found.append(soft - status.get(used, 0))
+            found.append(soft - _status().get(used, 0))
     found.extend(_cgroup())
     return max(0, min(found))
 

@@ -236,4 +236,8 @@ def _mehler(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
 
 
 def _mean_squares(x: Tensor) -> Tensor:
-    return torch.cat([rows.double().square().mean(1) for rows in x.split(ROWS)])
+    # In one room: small results between large ones that are freed would keep the memory of all of these.
+    found, room = (torch.empty(shape, dtype=torch.float64) for shape in ((len(x),), (min(len(x), ROWS), x.shape[1])))
+    for rows, means in zip(x.split(ROWS), found.split(ROWS)):
+        torch.mean(room[: len(rows)].copy_(rows).square_(), 1, out=means)
+    return found

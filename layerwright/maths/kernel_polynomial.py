@@ -29,7 +29,7 @@ __all__ = ["Polynomial", "polynomial"]
 # Pairs from which on it is worth its coefficients, and inputs of each side that tell how far correlations reach.
 _PAIRS, _SAMPLED = 2**19, 128
 # Rows of a tile that are worked out at once, so few that they, and what is made of them, stay in a core's cache.
-_ROWS = 64
+_ROWS = 128
 # How much wider than theirs the interval is, and to which grid its ends are put.
 _WIDER, _GRID = 1.25, 16
 # Nodes of each norm, tried in turn, and of the correlation, and what is left out, of the largest number.
@@ -137,19 +137,20 @@ class Polynomial:
 
     def _written(self, rows: slice, columns: slice, parts: Sequence[Tensor]) -> bool:
         """From the correlations in the first of the parts; whether they are all in the interval."""
-        terms, x = self.terms, parts[0].clone()
-        low, high = map(float, x.aminmax())
-        if not (terms.interval[0] <= low and high <= terms.interval[1]):  # or NaN
+        terms, x = self.terms, parts[0]
+        # Not `aminmax`, which copies what is not contiguous.
+        if not (terms.interval[0] <= float(x.amin()) and float(x.amax()) <= terms.interval[1]):  # or NaN
             return False
         x.sub_(terms.middle)
         first, second = self.sides[0][rows], self.sides[1][:, columns]
-        for total, powers in zip(parts, terms.powers):
+        for k in reversed(range(len(parts))):  # the first is where x is
+            room = parts[k] if k else torch.empty(x.shape, dtype=x.dtype)
             if len(second) == 1:
-                _alone(powers.flatten(), x, total)
+                _alone(terms.powers[k].flatten(), x, room, parts[k])
                 if self.table is not None and self.table.curves.homogeneous:
-                    total.mul_(first).mul_(second)
+                    parts[k].mul_(first).mul_(second)
             else:
-                _by_norms(torch.matmul(first, powers), second, x, total)
+                _by_norms(torch.matmul(first, terms.powers[k]), second, x, room, parts[k])
         return True
 
     def _basis(self, q: Tensor, n: int) -> Tensor:
@@ -284,17 +285,21 @@ def _of_equal(
     return found[0], found[1]
 
 
-def _alone(powers: Tensor, x: Tensor, total: Tensor) -> None:
-    """Horner's rule into `total`, the coefficients the same for all pairs."""
+def _alone(powers: Tensor, x: Tensor, room: Tensor, total: Tensor) -> None:
+    """Horner's rule in a room, and at last into `total`, which may be x; the coefficients the same for all pairs."""
     found, *rest = powers
-    for power in rest:
-        found = torch.addcmul(power, found, x, out=total)
-    if not rest:
-        total.copy_(found.expand_as(total))
+    for power in rest[:-1]:
+        found = torch.addcmul(power, found, x, out=room)
+    if rest:
+        torch.addcmul(rest[-1], found, x, out=total)
+    else:
+        total.fill_(found)
 
 
-def _by_norms(powers: Tensor, second: Tensor, x: Tensor, total: Tensor) -> None:
-    """Horner's rule into `total`, the coefficients `[powers, N, n]` times `[n, M]`."""
-    torch.mm(powers[0], second, out=total)
+def _by_norms(powers: Tensor, second: Tensor, x: Tensor, room: Tensor, total: Tensor) -> None:
+    """The same, the coefficients `[powers, N, n]` times `[n, M]`."""
+    torch.mm(powers[0], second, out=room)
     for power in powers[1:]:
-        total.mul_(x).addmm_(power, second)
+        room.mul_(x).addmm_(power, second)
+    if room is not total:
+        total.copy_(room)
