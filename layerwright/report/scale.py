@@ -46,7 +46,9 @@ class Scale:
         if self.kind == "asinh":
             marks = sorted({0.0, *marks, *(-m for m in marks)})
         inside = [m for m in marks if self.low * (1 - 1e-9) <= m <= self.high * (1 + 1e-9) or m == self.low]
-        return _spread([m for m in inside if m >= self.low], self, most)
+        marks = _spread([m for m in inside if m >= self.low], self, most)
+        # Where a logarithmic axis is so narrow that hardly a number of one digit lies on it, even steps will do.
+        return _round_steps(self.low, self.high, most) if self.kind == "log" and len(marks) < 2 else marks
 
     @property
     def note(self) -> str:
@@ -133,11 +135,12 @@ def short(value: float) -> str:
     """A number for an axis: no trailing zeros.
 
     Example:
-        >>> short(0.50), short(2000.0), short(0.00002)
-        ('0.5', '2,000', '2e−5')
+        >>> short(0.50), short(2000.0), short(0.00002), short(0.00034)
+        ('0.5', '2,000', '2e−5', '3.4e−4')
     """
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e").replace("-", "−")
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
     return f"{value:,.10g}".replace("-", "−")
 
 

@@ -8,7 +8,10 @@ import pytest
 
 from layerwright.report.scale import Scale, fit, short, text, triple
 
-KINDS = [Scale(0.0, 5.0), Scale(-2.0, 3.0), Scale(0.01, 40.0, "log"), Scale(-3.0, 900.0, "asinh", 0.5)]
+KINDS = [
+    Scale(0.0, 5.0), Scale(-2.0, 3.0), Scale(0.01, 40.0, "log"), Scale(1.1, 1.9, "log"), Scale(2.1e-4, 4.9e-4, "log"),
+    Scale(-3.0, 900.0, "asinh", 0.5),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", KINDS)
@@ -22,6 +25,7 @@ def test_monotone_and_ticks_inside(scale: Scale) -> None:
     assert 2 <= len(ticks) <= 8
     assert all(scale.low <= t <= scale.high * (1 + 1e-9) for t in ticks)
     assert ticks == sorted(ticks)
+    assert len({short(t) for t in ticks}) == len(ticks), "each is told from its neighbours"
 
 
 def test_known_places() -> None:
