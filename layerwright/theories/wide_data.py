@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 
 from layerwright.core.errors import UserError
-from layerwright.theories.towers import Act, Dense, Residual, Tower, tower
+from layerwright.theories.towers import Act, Conv, Dense, Flatten, Pool, Residual, Tower, tower
+from layerwright.theories.words import Word
+
+_READOUTS: dict[str, type[Pool | Flatten]] = {"pool": Pool, "flatten": Flatten}
 
 
 def check_sizes(depth: int, samples: int, dimension: int) -> None:
@@ -25,21 +28,32 @@ def check_sizes(depth: int, samples: int, dimension: int) -> None:
 
 
 def tower_of(
-    activation: str | Callable[..., torch.Tensor], depth: int, weight: float, bias: float, residual: float | None
-) -> Tower:
-    """So many layers of an activation, or residual blocks of it after a first dense layer; the last layer has C_W = 1.
+    x: np.ndarray, activation: str | Callable[..., torch.Tensor], depth: int, weight: float, bias: float,
+    residual: float | None, filter_size: int, readout: str,
+) -> Tower:  # fmt: skip
+    """So many layers of an activation, or residual blocks of it after a first layer; the last layer has C_W = 1.
+
+    Layers are dense on rows, and on images convolutions with a readout behind them.
 
     Raises:
-        UserError: an activation without a tangent kernel, or numbers that are no variances.
+        UserError: an activation without a tangent kernel, numbers that are no variances, or another readout.
 
     Example:
-        >>> [len(tower_of("relu", 2, 2.0, 0.0, r).words) for r in (None, 0.5)]
+        >>> [len(tower_of(np.eye(2), "relu", 2, 2.0, 0.0, r, 3, "pool").words) for r in (None, 0.5)]
         [5, 4]
+        >>> tower_of(np.ones((2, 1, 4, 4)), "relu", 1, 2.0, 0.0, None, 3, "flatten").words[0].size
+        3
     """
-    phi, layer = Act(activation), Dense(weight, bias)
-    if residual is None:
-        return tower([*(word for _ in range(depth) for word in (layer, phi)), Dense()])
-    return tower([layer, *(Residual([phi, layer], residual) for _ in range(depth)), Dense()])
+    if readout not in _READOUTS:
+        raise UserError(f"got readout={readout!r}; expected one of {', '.join(_READOUTS)}")
+    images, phi = x.ndim == 4, Act(activation)
+    layer = Conv(filter_size, weight, bias) if images else Dense(weight, bias)
+    words: list[Word] = [layer, phi] * depth
+    if residual is not None:
+        words = [layer, *(Residual([phi, layer], residual) for _ in range(depth))]
+    if images:
+        words.append(_READOUTS[readout]())
+    return tower([*words, Dense()])
 
 
 def made(samples: int, dimension: int, queries: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -62,10 +76,16 @@ def rows_of(given: object, name: str) -> np.ndarray:
     Raises:
         UserError: it is no matrix of finite real numbers.
     """
-    x = _real(given, name)
-    if x.ndim != 2 or not x.size:
-        raise UserError(f"got {name} {x.shape}; expected rows and columns, [N, d]")
-    return x
+    return _shaped(given, name, {2: "rows and columns, [N, d]"})
+
+
+def inputs_of(given: object, name: str) -> np.ndarray:
+    """An array of a user as float64, rows `[N, d]` or images `[N, C, H, W]`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    return _shaped(given, name, {2: "rows and columns, [N, d]", 4: "images, [N, C, H, W]"})
 
 
 def targets_of(given: object, name: str, n: int) -> np.ndarray:
@@ -83,7 +103,7 @@ def targets_of(given: object, name: str, n: int) -> np.ndarray:
 
 def remarks(x: np.ndarray) -> list[str]:
     """Notes on inputs that make kernels singular."""
-    notes = []
+    notes, x = [], x.reshape(len(x), -1)
     if zeros := int((~x.any(1)).sum()):
         notes.append(f"{zeros} of {len(x)} inputs are zero vectors")
     if twins := len(x) - len(np.unique(x, axis=0)):
@@ -102,6 +122,13 @@ def refuse_zeros(largest: float) -> None:
             "got a kernel of zeros: every input is a zero vector or the signal dies; leave those rows out, or take "
             "larger variances"
         )
+
+
+def _shaped(given: object, name: str, shapes: Mapping[int, str]) -> np.ndarray:
+    x = _real(given, name)
+    if x.ndim not in shapes or not x.size:
+        raise UserError(f"got {name} {x.shape}; expected {', or '.join(shapes.values())}")
+    return x
 
 
 def _real(given: object, name: str) -> np.ndarray:

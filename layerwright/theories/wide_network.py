@@ -13,7 +13,7 @@ from layerwright.core.errors import UserError
 from layerwright.core.theory import Picture, Prediction, quantities, theory
 from layerwright.maths.kernel import Kernels
 from layerwright.maths.kernel_regression import jitter_for, leave_one_out, time_to_learn, training_error
-from layerwright.theories.wide_data import check_sizes, made, refuse_zeros, remarks, rows_of, targets_of, tower_of
+from layerwright.theories.wide_data import check_sizes, inputs_of, made, refuse_zeros, remarks, targets_of, tower_of
 
 _LEFT = 0.01
 _POINTS = 40
@@ -30,6 +30,8 @@ def wide_network(
     weight_variance: float = 2.0,
     bias_variance: float = 0.0,
     residual: float | None = None,
+    filter_size: int = 3,
+    readout: str = "pool",
     samples: int = 100,
     dimension: int = 10,
 ) -> Prediction:
@@ -40,7 +42,8 @@ def wide_network(
         K ← C_b + C_W E φ(u) φ(v),   T ← K + C_W T · E φ′(u) φ′(v),   u, v of the covariance K before
 
     training by gradient flow on Σ (f − y)² / 2N leaves y − f = e^{−Tt/N} (y − f₀), and ends at regression with the
-    kernel T. Eigenvalues and learning rates are those of T/N: gradient descent with steps above 2/λ_max diverges.
+    kernel T. Eigenvalues and learning rates are those of T/N: gradient descent with steps above 2/λ_max diverges. On
+    images, where layers are convolutions, K and T are averaged over the pixels of a filter too.
 
     Assumes:
         width to infinity at a fixed depth, NTK parametrisation (weights N(0, 1) times √(C_W / inputs), biases times
@@ -48,14 +51,17 @@ def wide_network(
         the mean over initialisations.
 
     Args:
-        inputs: rows of numbers, `[N, d]`, as the network reads them; left out, points drawn on a sphere of radius √d.
+        inputs: rows of numbers, `[N, d]`, or images, `[N, C, H, W]`, as the network reads them; left out, points drawn
+            on a sphere of radius √d.
         targets: `[N]` or `[N, C]`, numbers; their mean is taken off. Left out beside inputs: nothing about learning.
         activation: a name as in `maths/activation.py` (relu, tanh, gelu, silu, …), or in Python any elementwise
             function with a slope.
-        depth: hidden layers, or residual blocks after a first dense layer.
+        depth: hidden layers (dense, or convolutions on images), or residual blocks after a first one.
         weight_variance: C_W of every layer but the last, which has 1.
         bias_variance: C_b of the same layers.
         residual: r of blocks x + r W φ(x); left out, layers without residual branches.
+        filter_size: s of the convolutions that read images, s × s pixels, with zeros around the image.
+        readout: of images, before the last layer: the mean over all positions (`pool`), or all of them (`flatten`).
         samples: N, where the inputs are made.
         dimension: d, where the inputs are made.
 
@@ -77,16 +83,16 @@ def wide_network(
     check_sizes(depth, samples, dimension)
     if inputs is None and targets is not None:
         raise UserError("got targets without inputs; expected both, or neither")
-    x, y = made(samples, dimension) if inputs is None else (rows_of(inputs, "inputs"), None)
+    x, y = made(samples, dimension) if inputs is None else (inputs_of(inputs, "inputs"), None)
     if targets is not None:
         y = targets_of(targets, "targets", len(x))
     elif samples == 1:
         y = None
     y = None if y is None else _centred(y)
-    network = tower_of(activation, depth, weight_variance, bias_variance, residual)
+    network = tower_of(x, activation, depth, weight_variance, bias_variance, residual, filter_size, readout)
     found = _facts(network.kernel(torch.from_numpy(x)))
     notes = remarks(x) + (["inputs and targets are made"] if inputs is None else [])
-    if network.way(torch.from_numpy(x)) == "tiles":
+    if x.ndim == 2 and network.way(torch.from_numpy(x)) == "tiles":
         notes.append("norms differ, so that no table of angles holds: all layers were worked out for each pair")
     rows = list(found.rows)
     if y is not None:

@@ -15,7 +15,7 @@ from layerwright.core.theory import Picture, Prediction, theory
 from layerwright.maths import kernel_dynamics as dynamics
 from layerwright.maths.kernel_dynamics import Gaussian, Progress, Query, Training, squared_error
 from layerwright.theories.towers import Tower
-from layerwright.theories.wide_data import check_sizes, made, refuse_zeros, remarks, rows_of, targets_of, tower_of
+from layerwright.theories.wide_data import check_sizes, inputs_of, made, refuse_zeros, remarks, targets_of, tower_of
 
 _MADE_QUERIES = 5
 _POINTS = 40
@@ -34,6 +34,8 @@ def wide_training(
     weight_variance: float = 2.0,
     bias_variance: float = 0.0,
     residual: float | None = None,
+    filter_size: int = 3,
+    readout: str = "pool",
     times: Sequence[float] = (),
     learning_rate: float | None = None,
     momentum: float = 0.0,
@@ -56,17 +58,19 @@ def wide_training(
         √C_b), outputs independent of one another, the squared error, full batches, no weight decay.
 
     Args:
-        inputs: rows of numbers, `[N, d]`, as the network reads them; left out, points drawn on a sphere of radius √d,
-            with targets and queries.
+        inputs: rows of numbers, `[N, d]`, or images, `[N, C, H, W]`, as the network reads them; left out, points drawn
+            on a sphere of radius √d, with targets and queries.
         targets: `[N]` or `[N, C]`, numbers, as they are.
-        queries: new rows, `[M, d]`, at which outputs are predicted.
+        queries: new inputs, `[M, …]`, at which outputs are predicted.
         query_targets: `[M]` or `[M, C]`, for the error on the queries.
         activation: a name as in `maths/activation.py` (relu, tanh, gelu, silu, …), or in Python any elementwise
             function with a slope.
-        depth: hidden layers, or residual blocks after a first dense layer.
+        depth: hidden layers (dense, or convolutions on images), or residual blocks after a first one.
         weight_variance: C_W of every layer but the last, which has 1.
         bias_variance: C_b of the same layers.
         residual: r of blocks x + r W φ(x); left out, layers without residual branches.
+        filter_size: s of the convolutions that read images, s × s pixels, with zeros around the image.
+        readout: of images, before the last layer: the mean over all positions (`pool`), or all of them (`flatten`).
         times: t, learning rates times steps, from 0 on, `.inf` for the end; left out, 1, 10 and 100 over λ_max of T/N,
             and the end.
         learning_rate: η of gradient descent in whole steps, as near to each time as can be; left out, gradient flow.
@@ -95,7 +99,8 @@ def wide_training(
     times = [times] if isinstance(times, (int, float)) else times
     _check(times, learning_rate, momentum, noise)
     task = _task(inputs, targets, queries, query_targets, samples, dimension)
-    found = _found(task, tower_of(activation, depth, weight_variance, bias_variance, residual))
+    words = activation, depth, weight_variance, bias_variance, residual, filter_size, readout
+    found = _found(task, tower_of(task.rows, *words))
     values, by = found.training.values, "gradient flow" if learning_rate is None else "gradient descent"
     top = dynamics.largest_rate(values, momentum)
     if learning_rate is not None and not 0 < learning_rate < top:
@@ -117,7 +122,7 @@ def wide_training(
 
 
 class _Task(NamedTuple):
-    """Rows of the samples and, behind them, of the queries; targets of the one, and of the other where there are."""
+    """Inputs of the samples and, behind them, of the queries; targets of the one, and of the other where there are."""
 
     rows: np.ndarray
     targets: np.ndarray
@@ -151,18 +156,22 @@ def _task(
         return _Task(x, y[:samples], y[samples:])
     if inputs is None or targets is None:
         raise UserError("got arrays without inputs or without targets; expected both, or no arrays at all")
-    x = rows_of(inputs, "inputs")
+    x = inputs_of(inputs, "inputs")
     y = targets_of(targets, "targets", len(x))
     if queries is None:
         if answers is not None:
             raise UserError("got query_targets without queries; expected both, or leave them out")
         return _Task(x, y, None)
-    asked = rows_of(queries, "queries")
+    asked = inputs_of(queries, "queries")
     known = None if answers is None else targets_of(answers, "query_targets", len(asked))
     for name, new, old in (("queries", asked, x), ("query_targets", known, y)):
-        if new is not None and new.shape[1] != old.shape[1]:
-            raise UserError(f"got {name} of {new.shape[1]} columns; expected {old.shape[1]}, as for the samples")
+        if new is not None and new.shape[1:] != old.shape[1:]:
+            raise UserError(f"got {name} of {_size(new)}; expected {_size(old)}, as for the samples")
     return _Task(np.concatenate([x, asked]), y, known)
+
+
+def _size(x: np.ndarray) -> str:
+    return f"{x.shape[1]} columns" if x.ndim == 2 else " × ".join(map(str, x.shape[1:])) + " pixels"
 
 
 def _found(task: _Task, network: Tower) -> _Found:

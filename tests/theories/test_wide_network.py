@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import layerwright as lw
-from layerwright.theories.towers import Act, Dense, Residual, tower
+from layerwright.theories.towers import Act, Conv, Dense, Flatten, Pool, Residual, tower
 
 
 @pytest.fixture(scope="module")
@@ -125,10 +125,33 @@ def test_whole_numbers_are_read(data: tuple[np.ndarray, np.ndarray]) -> None:
 NAN, ONES = np.array([[math.nan, 1.0]]), np.ones((2, 2))
 
 
+@pytest.mark.parametrize("readout", ["pool", "flatten"])
+def test_images_are_read_by_convolutions(readout: str) -> None:
+    x = np.random.default_rng(4).standard_normal((6, 2, 5, 4))
+    given = {"inputs": np.concatenate([x, x[:1]]), "targets": np.arange(7.0)}
+    found = lw.predict("wide_network", given, depth=2, bias_variance=0.1, filter_size=2, readout=readout)
+    layer, last = Conv(2, 2.0, 0.1), Pool() if readout == "pool" else Flatten()
+    k = tower([layer, Act("relu"), layer, Act("relu"), last, Dense()]).kernel(torch.from_numpy(given["inputs"]))
+    assert found["output_variance"] == pytest.approx(float(k.q1.mean()))
+    assert found["largest_eigenvalue"] == pytest.approx(float(torch.linalg.eigvalsh(k.ntk)[-1]) / 7)
+    assert found["alignment"] > 0
+    assert found.notes[0].startswith("1 of 7 inputs stand there more than once")
+
+
+def test_residual_blocks_of_convolutions() -> None:
+    x = np.random.default_rng(5).standard_normal((4, 1, 3, 3))
+    found = lw.predict("wide_network", {"inputs": x}, depth=2, residual=0.5)
+    words = [Conv(3, 2.0), *[Residual([Act("relu"), Conv(3, 2.0)], 0.5)] * 2, Pool(), Dense()]
+    assert found["output_variance"] == pytest.approx(float(tower(words).kernel(torch.from_numpy(x)).q1.mean()))
+
+
 @pytest.mark.parametrize(
     "arrays, options, words",
     [
         ({"inputs": NAN}, {}, "got inputs that are NaN"), ({"inputs": np.ones(3)}, {}, r"got inputs \(3,\)"),
+        ({"inputs": np.ones((2, 5, 5))}, {}, r"got inputs \(2, 5, 5\); expected rows .*, or images, \[N, C, H, W\]"),
+        ({"inputs": np.ones((2, 1, 5, 5))}, {"readout": "max"}, "got readout='max'; expected one of pool, flatten"),
+        ({"inputs": np.ones((2, 1, 5, 5))}, {"filter_size": 0}, "got size=0"), ({}, {"readout": []}, "got readout"),
         ({"inputs": np.ones((0, 3))}, {}, r"got inputs \(0, 3\)"),
         ({"inputs": np.zeros((3, 2))}, {}, "kernel of zeros"),
         ({"inputs": np.array([["a"]])}, {}, "expected real numbers"), ({"targets": ONES}, {}, "targets without inputs"),

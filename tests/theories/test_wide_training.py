@@ -151,6 +151,13 @@ def test_samples_that_stand_there_twice_are_told() -> None:
     ]  # fmt: skip
 
 
+def test_of_images_of_one_pixel_convolutions_are_dense_layers() -> None:
+    images = {name: x[..., None, None] if x is not Y and x is not ANSWERS else x for name, x in ARRAYS.items()}
+    rows, pixels = (lw.predict("wide_training", x, depth=2, filter_size=1).table for x in (ARRAYS, images))
+    np.testing.assert_allclose(pixels["mean"], rows["mean"], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(pixels["deviation"], rows["deviation"], rtol=1e-6, atol=1e-9)
+
+
 NAN = np.full((1, 3), math.nan)
 
 
@@ -161,6 +168,7 @@ NAN = np.full((1, 3), math.nan)
         ({"inputs": X, "targets": Y[:3]}, {}, r"got targets \(3, 1\) for 5 inputs"),
         ({"inputs": X, "targets": Y, "query_targets": Y}, {}, "query_targets without queries"),
         ({**ARRAYS, "queries": NEW[:, :2]}, {}, "queries of 2 columns; expected 3"),
+        ({**ARRAYS, "queries": NEW[:, None, None]}, {}, "queries of 1 × 1 × 3 pixels; expected 3 columns"),
         ({**ARRAYS, "query_targets": ANSWERS[:2]}, {}, r"got query_targets \(2, 1\) for 4 inputs"),
         ({**ARRAYS, "query_targets": np.ones((4, 2))}, {}, "query_targets of 2 columns; expected 1"),
         ({**ARRAYS, "queries": NAN}, {}, "got queries that are NaN"),
