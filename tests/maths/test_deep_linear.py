@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
 from layerwright.maths.deep_linear import collapse_strengths, learning_time, mode_strength, survival_count
 
@@ -40,13 +41,33 @@ def test_modes_are_learned_as_gradient_descent_learns_them(depth: int, time: flo
     np.testing.assert_allclose(trained(depth, 0.05, time), expected, rtol=0.01)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 8])
-@pytest.mark.parametrize("start", [1e-4, 0.5, 4.0])
+@pytest.mark.parametrize("depth", [1, 2, 3, 8, 100_000])
+@pytest.mark.parametrize("start", [1e-4, 0.5, 4.0, 1e6])
 def test_the_time_to_a_strength_is_when_the_curve_is_there(depth: int, start: float) -> None:
     times = [learning_time(2.0, depth, start, start + share * (2.0 - start)) for share in (0.9, 0.3)]
     assert times[0] > times[1] > 0
     reached = mode_strength(2.0, depth, start, times)
     np.testing.assert_allclose([learning_time(2.0, depth, start, a) for a in reached], times, rtol=1e-7)
+
+
+@pytest.mark.parametrize("depth", [3, 5, 40])
+@pytest.mark.parametrize("start", [0.01, 0.7, 9.0])
+def test_the_curve_solves_the_equation(depth: int, start: float) -> None:
+    times = np.linspace(0.0, 1.5 * learning_time(2.0, depth, start, start + 0.9 * (2.0 - start)), 30)
+    flow = solve_ivp(
+        lambda _, a: depth * a ** (2 - 2 / depth) * (2.0 - a), (0.0, times[-1]), [start], "DOP853", times,
+        rtol=1e-12, atol=1e-14,
+    )  # fmt: skip
+    np.testing.assert_allclose(mode_strength(2.0, depth, start, times), flow.y[0], rtol=1e-7)
+
+
+@pytest.mark.parametrize("start", [1e-300, 1e-9, 2.0, 1e100])
+def test_from_any_start_a_mode_ends_at_its_value_and_never_turns_back(start: float) -> None:
+    long = 2 * learning_time(2.0, 1000, start, 1.999999) if start < 2 else 1e3
+    found = mode_strength(2.0, 1000, start, np.linspace(0, long, 50))
+    assert found[0] == pytest.approx(start, rel=1e-12)
+    assert found[-1] == pytest.approx(2.0, rel=1e-12)
+    assert (np.diff(found) * np.sign(2.0 - start) >= 0).all()
 
 
 def test_the_closed_form_of_two_matrices_is_the_flow() -> None:
