@@ -163,6 +163,8 @@ def _first_order(start: dict[str, float], rate: float, beta: float) -> float:
 
 def _notes(rate: float, betas: list[float], time: float) -> list[str]:
     notes = [f"at the start ln (Tr Σ_W / Tr Σ_B) changes at a rate of {rate:.4g}, whatever the vicinity"]
+    if any(0 < b < abs(rate) for b in betas):
+        notes.append(f"to_first_order says nothing where the vicinity is below {abs(rate):.2g}, the size of that rate")
     if slow := [b for b in betas if b * time < 5]:
         shown = ", ".join(f"{b:g}" for b in slow)
         notes.append(f"still on the way at time {time:g}: vicinity {shown}; a longer time collapses more")

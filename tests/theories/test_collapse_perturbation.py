@@ -53,6 +53,12 @@ def test_notes_say_what_has_not_settled() -> None:
     assert len(lw.predict(NAME, vicinity=[1.0], time=10).notes) == 1
 
 
+def test_notes_say_from_where_on_the_first_order_is_none() -> None:
+    near, far = (" ".join(lw.predict(NAME, vicinity=[10.0, beta]).notes) for beta in (1.0, 0.1))
+    assert "to_first_order" not in near
+    assert "to_first_order says nothing where the vicinity is below 0.67" in far
+
+
 @pytest.mark.parametrize(
     "change, options, words",
     [
