@@ -54,9 +54,9 @@ def test_notes_say_what_has_not_settled() -> None:
 
 
 def test_notes_say_from_where_on_the_first_order_is_none() -> None:
-    near, far = (" ".join(lw.predict(NAME, vicinity=[10.0, beta]).notes) for beta in (1.0, 0.1))
-    assert "to_first_order" not in near
-    assert "to_first_order says nothing where the vicinity is below 0.67" in far
+    near, far = (lw.predict(NAME, vicinity=[10.0, beta], time=1.0).notes for beta in (8.0, 0.1))
+    assert not any("to_first_order" in note for note in near)
+    assert "to_first_order says nothing where the vicinity is below 0.67, the size of that rate" in far
 
 
 @pytest.mark.parametrize(

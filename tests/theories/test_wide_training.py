@@ -68,6 +68,7 @@ def test_trained_networks_are_as_the_limit_says() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_trained_networks_of_two_hidden_layers_are_as_the_limit_says() -> None:
     agree(depth=2, width=512, nets=40, rate=0.5, steps=[0, 5, 40])
 
