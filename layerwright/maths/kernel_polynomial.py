@@ -28,7 +28,8 @@ __all__ = ["Polynomial", "polynomial"]
 
 # Pairs from which on it is worth its coefficients, and inputs of each side that tell how far correlations reach.
 _PAIRS, _SAMPLED = 2**19, 128
-# Rows of a tile that are worked out at once, so few that they, and what is made of them, stay in a core's cache.
+# Rows of a tile that are worked out at once: many, so that calls of torch cost little, and few, as what is made of them
+# is most of the memory beside the results.
 _ROWS = 128
 # How much wider than theirs the interval is, and to which grid its ends are put.
 _WIDER, _GRID = 1.25, 16

@@ -59,7 +59,22 @@ class Terms:
 def of_one(
     fold: Fold, interval: Interval, at: tuple[float, float], homogeneous: bool, by_layer: bool, dtype: torch.dtype
 ) -> Terms | None:
-    """The polynomials of an interval where a kernel is one function of the correlation."""
+    """The polynomials of an interval where a kernel is one function of the correlation, or None where there are none.
+
+    Args:
+        fold: of the maps.
+        interval: of correlations, within −1 and 1.
+        at: norms of the first and of the second inputs at which the function is read.
+        homogeneous: whether what is found is to be multiplied by √(q₁q₂).
+        by_layer: whether the tangent kernel of each dense layer is kept apart.
+        dtype: of the results.
+
+    Example:
+        >>> from layerwright.maths.kernel import dense
+        >>> found = of_one(dense(2.0), (-0.5, 0.5), (1.0, 1.0), True, False, torch.float64)  # 2 ρ
+        >>> found.powers[0].flatten().round(decimals=9).tolist()
+        [2.0, 0.0]
+    """
     if min(at) <= 0:
         return None
     values = at_angles(fold, at[:1], at[1:], _angles(interval), by_layer).numpy()
@@ -71,7 +86,13 @@ def of_one(
 def by_norm(
     fold: Fold, interval: Interval, norms: tuple[float, float], by_layer: bool, dtype: torch.dtype
 ) -> Terms | None:
-    """The polynomials of an interval and a range of norms."""
+    """The same of an interval and a range of norms, from the smallest to the largest; arguments as in `of_one`.
+
+    Example:
+        >>> from layerwright.maths.kernel import dense
+        >>> by_norm(dense(2.0, 0.1), (-0.5, 0.5), (1.0, 1.5), False, torch.float64).powers.shape[1]  # ρ and 1
+        2
+    """
     fits = dtype == torch.float64 or SMALL < norms[0] <= norms[1] < 1 / SMALL
     if norms[0] <= 0 or not fits:
         return None

@@ -104,8 +104,7 @@ def text(value: float | None, digits: int = 3) -> str:
     if isinstance(value, int) and size < 1e7:
         out = f"{value:,}"
     elif size >= 1e7 or size < 1e-3:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        out = f"{mantissa}e{int(exponent)}"
+        out = "e".join(_scientific(value, digits))
     else:
         out = f"{value:,.{max(digits - 1 - math.floor(math.log10(size)), 0)}f}"
     return out.replace("-", "−")
@@ -139,9 +138,15 @@ def short(value: float) -> str:
         ('0.5', '2,000', '2e−5', '3.4e−4')
     """
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}".replace("-", "−")
+        mantissa, exponent = _scientific(value, 3)
+        return f"{float(mantissa):g}e{exponent}".replace("-", "−")
     return f"{value:,.10g}".replace("-", "−")
+
+
+def _scientific(value: float, digits: int) -> tuple[str, str]:
+    """Mantissa and power of ten."""
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return mantissa, str(int(exponent))
 
 
 def _round_steps(low: float, high: float, most: int) -> list[float]:

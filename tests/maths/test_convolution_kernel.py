@@ -104,7 +104,7 @@ def test_the_recursion_over_all_pairs_of_positions(
             torch.testing.assert_close(found.q2, exact[0].diagonal()[columns], rtol=1e-11, atol=1e-12)
         # Once more with one displacement at a time, and a few pairs at a time.
         monkeypatch.setattr(convolution_kernel, "_BAND", 0)
-        monkeypatch.setattr(convolution_kernel, "_BYTES", 8 * 1)
+        monkeypatch.setattr(convolution_kernel, "_BYTES", 8)
         monkeypatch.setattr(convolution_kernel, "_VECTOR", 2)
 
 

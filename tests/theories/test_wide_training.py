@@ -68,7 +68,6 @@ def test_trained_networks_are_as_the_limit_says() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_trained_networks_of_two_hidden_layers_are_as_the_limit_says() -> None:
     agree(depth=2, width=512, nets=40, rate=0.5, steps=[0, 5, 40])
 
@@ -153,7 +152,7 @@ def test_samples_that_stand_there_twice_are_told() -> None:
 
 
 def test_of_images_of_one_pixel_convolutions_are_dense_layers() -> None:
-    images = {name: x[..., None, None] if x is not Y and x is not ANSWERS else x for name, x in ARRAYS.items()}
+    images = ARRAYS | {"inputs": X[..., None, None], "queries": NEW[..., None, None]}
     rows, pixels = (lw.predict("wide_training", x, depth=2, filter_size=1).table for x in (ARRAYS, images))
     np.testing.assert_allclose(pixels["mean"], rows["mean"], rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(pixels["deviation"], rows["deviation"], rtol=1e-6, atol=1e-9)

@@ -131,7 +131,7 @@ def _onward(step: Step, shape: tuple[int, ...], made: tuple[int, ...], probes: P
 
 def _places(once: Tensor, counted: Tensor, n: int) -> Places | None:
     """By what came back to units, `[U, d]`."""
-    units, alive = torch.arange(len(once), device=once.device), once.abs().amax(1) != 0
+    units, alive = torch.arange(len(once), device=once.device), (once != 0).any(1)
     for own in _guesses(once, counted, units, n):
         bound = max(_SAME, 2 * torch.finfo(once.dtype).eps ** 0.5)
         if n == 1 or (counted - (own + 1)[:, None] * once).norm() <= bound * counted.norm():
