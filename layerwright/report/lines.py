@@ -85,7 +85,9 @@ def _grid(axes: _Axes, whole: bool) -> Markup:
     for tick in [tick for tick in axes.x.ticks(6) if tick.is_integer() or not whole]:
         at = axes.place(tick, axes.y.low)[0]
         marks.append(element("path", d=f"M{at:.1f} {axes.bottom:g}v4", stroke="currentColor", stroke_opacity=0.5))
-        marks.append(element("text", short(tick), x=f"{at:.1f}", y=f"{axes.bottom + 19:g}", text_anchor="middle"))
+        name = short(tick)
+        middle = min(at, WIDE - LETTER * len(name) / 2)  # or the last of them is cut off
+        marks.append(element("text", name, x=f"{middle:.1f}", y=f"{axes.bottom + 19:g}", text_anchor="middle"))
     return Markup("").join(marks)
 
 

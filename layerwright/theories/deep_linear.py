@@ -71,7 +71,8 @@ def _checked(depth: int, modes: Sequence[float], start: float) -> list[float]:
     if not isinstance(depth, int) or depth < 1:
         raise UserError(f"got depth={depth}; expected a whole number from 1 on")
     given = [modes] if isinstance(modes, (int, float)) else list(modes)
-    for name, values in (("modes", given), ("start", [start])):
-        if not values or not all(0 < x < math.inf for x in values):
-            raise UserError(f"got {name}={values}; expected numbers above 0, as in --set modes=[3,2,1]")
+    if not given or not all(0 < x < math.inf for x in given):
+        raise UserError(f"got modes={given}; expected numbers above 0, as in --set modes=[3,2,1]")
+    if not 0 < start < math.inf:
+        raise UserError(f"got start={start}; expected a number above 0")
     return [float(x) for x in given]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from layerwright.report.lines import LEFT, RIGHT, lines
+from layerwright.report.lines import LEFT, LETTER, RIGHT, WIDE, lines
 
 
 def drawn(series: dict[str, list[tuple[float, ...]]], **options: bool) -> str:
@@ -30,6 +30,13 @@ def test_an_axis_of_whole_numbers_has_no_other_ticks() -> None:
                       for x, step in ((1, 1), (1, 1.5)))  # fmt: skip
     assert ">1.25<" in halves
     assert layers.count('text-anchor="middle"') == 3  # 1, 2 and the name
+
+
+def test_marks_at_the_end_of_the_axis_are_inside_of_the_picture() -> None:
+    svg = drawn({"error": [(0.5, 1.0), (50_000, 0.1)]}, log_across=True)
+    found = re.search(r'<text x="([\d.]+)"[^>]*>50,000<', svg)
+    assert found
+    assert float(found[1]) + LETTER * len("50,000") / 2 <= WIDE
 
 
 def test_an_interval_is_a_bar_around_its_point_and_widens_the_axis() -> None:
