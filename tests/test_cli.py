@@ -58,7 +58,7 @@ def test_predict_prints_what_a_theory_says_and_writes_it(tmp_path, capsys) -> No
     "arguments, words",
     [
         (("deep_liner",), "did you mean 'deep_linear'"),
-        (("deep_linear", "--set", "start=0"), "got start=[0]"),
+        (("deep_linear", "--set", "start=0"), "got start=0"),
         (("deep_linear", "--set", "start=x"), "expected a number"),
         (("deep_linear", "--set", "random_features.noise=1"), "got an option of random_features"),
         (("random_features", "--arrays", "nowhere.npz"), "cannot be read"),
