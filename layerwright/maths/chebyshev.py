@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.polynomial import chebyshev
 from scipy.fft import dctn
 
 __all__ = ["coefficients", "in_powers", "needed", "nodes"]
@@ -61,7 +60,8 @@ def in_powers(n: int) -> np.ndarray:
         >>> in_powers(3)[2] + 0.0
         array([-1.,  0.,  2.])
     """
-    found = np.zeros((n, n))
-    for k in range(n):
-        found[k, : k + 1] = chebyshev.cheb2poly([0.0] * k + [1.0])
+    found = np.eye(n)
+    for k in range(2, n):  # T_k = 2x T_{k−1} − T_{k−2}
+        found[k, 0], found[k, 1:] = 0.0, 2 * found[k - 1, :-1]
+        found[k] -= found[k - 2]
     return found

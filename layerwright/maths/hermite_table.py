@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,28 +17,31 @@ from layerwright.maths.hermite import hermite_coefficients
 
 _TERMS = 256
 # Norms up to which each has its own quadrature; degrees of the polynomials; what their last coefficients may be.
-_FEW, _DEGREES, _SMALL = 16, (31, 63, 127), 1e-12
+_FEW, _DEGREES, _SMALL = 32, (31, 63, 127), 1e-12
+# The same of mean squares, which are to be exact, and how far norms may be apart for it.
+_EXACT, _FAR = 1e-15, 100.0
+# Of how many activations and sets of few norms it is kept.
+_KEPT = 64
 
 
 class Range(NamedTuple):
-    """Coefficients as polynomials in log(1 + √q): smooth where √q is small, and over many octaves of it.
+    """Numbers of each norm as polynomials in log(1 + √q): smooth where √q is small, and over many octaves of it.
 
     Attributes:
         low: the smallest log(1 + √q).
         width: how far the largest is from it.
-        table: Chebyshev coefficients, `[degree + 1, 2 · terms]`.
+        table: Chebyshev coefficients, `[degree + 1, numbers]`.
     """
 
     low: float
     width: float
     table: Tensor
 
-    def at(self, q: Tensor, terms: int) -> Tensor:
-        """`Series.at`."""
+    def at(self, q: Tensor, chosen: Tensor | None = None) -> Tensor:
+        """Those chosen of the numbers, `[numbers, N]`; left out, all."""
         x = (q.double().sqrt().log1p() - self.low) * (2 / self.width) - 1
         powers = torch.from_numpy(chebvander(x.clamp(-1.0, 1.0).numpy(), len(self.table) - 1))
-        table = self.table.unflatten(1, (2, -1))[:, :, :terms].flatten(1)
-        return (powers @ table).unflatten(1, (2, -1)).permute(1, 2, 0)
+        return (powers @ (self.table if chosen is None else self.table[:, chosen])).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +62,11 @@ class Series:
     def at(self, q: Tensor, terms: int) -> Tensor:
         """The coefficients of φ and of φ′ for variances among those of the series, `[2, terms, N]`, in their type."""
         few, where = q.unique(return_inverse=True)
-        found = _coefficients(self.phi, few, terms) if self.range is None else self.range.at(few, terms)
+        if self.range is None:
+            found = _coefficients(self.phi, few, terms)
+        else:
+            chosen = torch.arange(2 * _TERMS).unflatten(0, (2, -1))[:, :terms]
+            found = self.range.at(few, chosen.flatten()).unflatten(0, (2, -1))
         return found.to(q.dtype)[:, :, where]
 
     def enough(self, other: Series, largest: float, off: float) -> int:
@@ -82,8 +91,9 @@ def series(phi: Activation, q: Tensor, whole: Tensor) -> Series:
         >>> bool((found.at(q[7:9], 40)[0].T - tanh.coefficients(q[7:9], 40)).abs().max() < 1e-13)
         True
     """
-    known = _range(phi, q) if len(q) > _FEW else None
+    known = None
     if len(q) > _FEW:
+        known = _range(lambda few: _by_quadrature(phi, few, _TERMS).flatten(0, 1), q, _SMALL)
         order = q.argsort()[torch.linspace(0, len(q) - 1, _FEW).round().long()]
         q, whole = q[order], whole[:, order]
     told = _coefficients(phi, q, _TERMS).square().cumsum(1)
@@ -91,25 +101,64 @@ def series(phi: Activation, q: Tensor, whole: Tensor) -> Series:
     return Series(phi, known, torch.cat([left.new_ones(1), left]).double())
 
 
-def _range(phi: Activation, q: Tensor) -> Range | None:
+def mean_squares(phi: Activation, q: Tensor) -> Tensor:
+    """E φ(u)² and E φ′(u)² for inputs of variances q, `[2, N]`, in their type.
+
+    Raises:
+        ValueError: φ cannot be averaged over them.
+
+    Example:
+        >>> from layerwright.maths.activation import activation
+        >>> q = torch.linspace(0.5, 2.0, 100, dtype=torch.float64)
+        >>> bool((mean_squares(tanh := activation("tanh"), q)[0] - tanh.diagonal(q)).abs().max() < 1e-14)
+        True
+    """
+    if phi.closed is None and len(q) <= _FEW:
+        return _squares_of_few(phi, tuple(q.tolist())).to(q.dtype)
+    if phi.closed is None and q.max() <= _FAR * q.min():
+        found = _range(partial(_squares, phi), q, _EXACT)
+        if found is not None:
+            return found.at(q).to(q.dtype)
+    return _squares(phi, q)
+
+
+def _squares(phi: Activation, q: Tensor) -> Tensor:
+    return torch.stack([phi.diagonal(q), phi.diagonal_derivative(q)])
+
+
+@lru_cache(_KEPT)
+def _squares_of_few(phi: Activation, q: tuple[float, ...]) -> Tensor:
+    return _squares(phi, torch.tensor(q, dtype=torch.float64))
+
+
+def _range(function: Callable[[Tensor], Tensor], q: Tensor, small: float) -> Range | None:
+    """Numbers `[numbers, N]` of variances as polynomials from the smallest to the largest of q, if these will do."""
     low, high = (float(end.sqrt().log1p()) for end in q.double().aminmax())
     if low == high:
         return None
     middle, radius = (low + high) / 2, (high - low) / 2
 
-    def function(x: np.ndarray) -> Any:
-        at = torch.from_numpy(middle + radius * x).expm1().clamp_min(0.0).square()
-        return _coefficients(phi, at, _TERMS).flatten(0, 1).T.numpy()
+    def at(x: np.ndarray) -> Any:
+        return function(torch.from_numpy(middle + radius * x).expm1().clamp_min(0.0).square()).T.numpy()
 
     for degree in _DEGREES:
-        table = chebinterpolate(function, degree)
-        if np.abs(table[-2:]).max() <= _SMALL * np.abs(table).max():
+        table = chebinterpolate(at, degree)
+        if np.abs(table[-2:]).max() <= small * np.abs(table).max():
             return Range(low, high - low, torch.from_numpy(table))
     return None
 
 
 def _coefficients(phi: Activation, q: Tensor, terms: int) -> Tensor:
-    """`[2, terms, N]`, by quadrature."""
+    """`[2, terms, N]`, float64."""
+    return _coefficients_of_few(phi, tuple(q.tolist()))[:, :terms] if len(q) <= _FEW else _by_quadrature(phi, q, terms)
+
+
+@lru_cache(_KEPT)
+def _coefficients_of_few(phi: Activation, q: tuple[float, ...]) -> Tensor:
+    return _by_quadrature(phi, torch.tensor(q, dtype=torch.float64), _TERMS)
+
+
+def _by_quadrature(phi: Activation, q: Tensor, terms: int) -> Tensor:
     assert phi.derivative is not None
     found = [phi.coefficients(q, terms), hermite_coefficients(phi.derivative, q, terms, phi.kinks)]
     return torch.stack(found).mT
