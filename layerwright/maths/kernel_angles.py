@@ -12,7 +12,7 @@ from torch import Tensor
 from layerwright.maths.kernel import State
 from layerwright.maths.kernel_pairs import NOWHERE, Fold, Inputs, Pairs
 
-__all__ = ["at_angles", "carried", "norms", "of_equal", "stacked"]
+__all__ = ["apart", "at_angles", "carried", "norms", "of_equal", "stacked"]
 
 # How far a product of float32 is off a correlation, and what share of the largest number results may be off.
 PRODUCT, _CARRIED = 4 * 2.0**-24, 4e-6
@@ -87,9 +87,14 @@ def of_equal(fold: Fold, q: float, columns: int, by_layer: bool = False) -> Stat
     return fold(Pairs(c[0, :1], c[0], c, _nothing(c, by_layer), torch.ones_like(c, dtype=torch.bool), meets))
 
 
+def apart(found: State) -> list[Tensor]:
+    """The covariance and all parts of the tangent kernel, each `[N, M]`."""
+    return [found.nngp, *(found.ntk if found.ntk.ndim == 3 else [found.ntk])]
+
+
 def stacked(found: State) -> Tensor:
-    """The covariance and all parts of the tangent kernel, `[kernels, N, M]`."""
-    return torch.cat([found.nngp[None], found.ntk if found.ntk.ndim == 3 else found.ntk[None]])
+    """The same as one, `[kernels, N, M]`."""
+    return torch.stack(apart(found))
 
 
 def _nothing(c: Tensor, by_layer: bool) -> Tensor:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from layerwright.maths.activation import Activation
-from layerwright.maths.hermite_table import Series, series
+from layerwright.maths.hermite_table import Series, mean_squares, series
 from layerwright.maths.kernel import ROWS, State, checked, kinds
 
-__all__ = ["Fold", "Inputs", "Pairs", "Side", "inputs_of", "side"]
+__all__ = ["Fold", "Inputs", "Interval", "Listed", "Pairs", "Side", "inputs_of", "side"]
 
 Fold = Callable[[State], State]
+Interval = tuple[float, float]
 NOWHERE = slice(0, 0)
+# The share of a tile above which none of its pairs is listed.
+_MOST_LISTED = 1 / 8
 # A series ends where what follows is rounding.
 _NOTHING = {torch.float32: 1e-9, torch.float64: 1e-14}
 
@@ -93,28 +97,50 @@ class Inputs:
         first, second = (torch.arange(part.start, part.stop) for part in (rows, columns))
         return (first[:, None] == second) & self.one
 
-    def product(self, rows: slice, columns: slice, out: Tensor, equal: float = 0.0) -> Tensor:
-        """Correlations of a tile into `out`, as a product of its type tells them; `equal` where inputs are equal."""
+    def product(self, rows: slice, columns: slice, out: Tensor, less: float = 0.0) -> Tensor:
+        """Correlations of a tile less a number, as a product of its type tells them, into `out`; 0 at equal rows."""
         over, others = self.over_lengths[0][rows, None] / self.x.shape[1], self.over_lengths[1][columns]
-        torch.mm(self.x[rows].to(out.dtype), self.y[columns].to(out.dtype).T, out=out)
-        out.mul_(over.to(out.dtype)).mul_(others.to(out.dtype))[self.equal(rows, columns)] = equal
+        torch.mm(self.x[rows].to(out.dtype) * over.to(out.dtype), self.y[columns].to(out.dtype).T, out=out)
+        torch.addcmul(torch.tensor(-less, dtype=out.dtype), out, others.to(out.dtype), out=out)
+        out[self.equal(rows, columns)] = 0.0
         return out
 
-    def correlations(self, rows: slice, columns: slice, rough: tuple[float, float]) -> Tensor:
-        """The same, from −1 to 1, and 0 where inputs are equal.
+    def correlations(self, rows: slice, columns: slice, rough: Interval) -> tuple[Tensor, Listed]:
+        """Correlations of a tile, from −1 to 1, and 0 where inputs are equal; and those of its pairs that are listed.
 
         Args:
             rows: first inputs of the tile.
             columns: second inputs.
-            rough: correlations between which all those of the tile must be for products, and results, of float32.
+            rough: those for which products, and results, of float32 are good enough. Where all but few of the tile are,
+                it is in float32, the few are listed, and 0 stands for them.
         """
         shape = len(self.x[rows]), len(self.y[columns])
         if rough[0] <= rough[1]:
             rho = self.product(rows, columns, torch.empty(shape, dtype=torch.float32))
-            low, high = map(float, rho.aminmax())
-            if rough[0] <= low and high <= rough[1]:
-                return rho
-        return self.product(rows, columns, torch.empty(shape, dtype=torch.float64)).clamp_(-1.0, 1.0)
+            if (found := self.listed(rows, columns, rho, rough)) is not None:
+                return rho, found
+        return self.product(rows, columns, torch.empty(shape, dtype=torch.float64)).clamp_(-1.0, 1.0), NONE
+
+    def listed(self, rows: slice, columns: slice, rho: Tensor, inside: Interval, less: float = 0.0) -> Listed | None:
+        """Those of a `product` outside an interval, where it is then 0; None where they are many."""
+        low, high = (end - less for end in inside)
+        # Not `aminmax`, which copies what is not contiguous.
+        if low <= float(rho.amin()) and float(rho.amax()) <= high:
+            return NONE
+        # In numpy, whose comparisons and searches take a fifth of the time.
+        values = rho.numpy()
+        outside = ~((low <= values) & (values <= high))  # or NaN
+        if np.count_nonzero(outside) > _MOST_LISTED * outside.size:
+            return None
+        first, second = map(torch.from_numpy, divmod(np.flatnonzero(outside), outside.shape[1]))
+        rho[first, second] = 0.0
+        # As a product of the rows and columns that they have.
+        sides = []
+        for x, over, part, at in zip((self.x, self.y), self.over_lengths, (rows, columns), (first, second)):
+            found, where = at.unique(return_inverse=True)
+            sides.append((x[part][found].double() * over[part][found, None], where))
+        (x, i), (y, j) = sides
+        return Listed(first, second, torch.mm(x / x.shape[1], y.T)[i, j].clamp_(-1.0, 1.0))
 
     def some(self, count: int) -> Inputs:
         """At most so many first and second inputs, evenly spread."""
@@ -138,6 +164,28 @@ def inputs_of(x: Tensor, x2: Tensor | None = None, by_layer: bool = False) -> In
     return Inputs(x, y, kinds(x, y), by_layer)
 
 
+class Listed(NamedTuple):
+    """Pairs of a tile that are worked out one by one, none of them of equal inputs.
+
+    Attributes:
+        first: their rows, counted from the first of the tile, `[P]`.
+        second: their columns.
+        rho: their correlations, float64.
+    """
+
+    first: Tensor
+    second: Tensor
+    rho: Tensor
+
+    def put(self, parts: Iterable[Tensor], found: Iterable[Tensor]) -> None:
+        """Kernels of these pairs, each `[P]`, into those of the tile."""
+        for part, values in zip(parts, found):
+            part[self.first, self.second] = values.to(part.dtype)
+
+
+NONE = Listed(torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.float64))
+
+
 class Side(NamedTuple):
     """What an activation has to know of each input.
 
@@ -149,8 +197,8 @@ class Side(NamedTuple):
     numbers: Tensor
     series: Series | None
 
-    def of(self, part: slice, dtype: torch.dtype) -> Side:
-        """The same of some inputs, in another type."""
+    def of(self, part: slice | Tensor, dtype: torch.dtype) -> Side:
+        """The same of some inputs, or of those of such numbers, in another type."""
         return Side(self.numbers[:, part].to(dtype), self.series)
 
 
@@ -170,7 +218,7 @@ def side(phi: Activation, q: Tensor) -> Side:
     if closed is not None and closed.dual_derivative is not None and q.isfinite().all():
         return Side(torch.stack([closed.dual(q, q, q), closed.dual_derivative(q, q, q)]), None)
     few, where = q.unique(return_inverse=True)
-    numbers = torch.stack([phi.diagonal(few), phi.diagonal_derivative(few)])
+    numbers = mean_squares(phi, few)
     return Side(numbers[:, where], series(phi, few, numbers))
 
 
@@ -186,14 +234,15 @@ class Pairs(State):
 
     def sides(self, phi: Activation) -> tuple[Side, Side]:
         """What φ has to know of the first and of the second inputs."""
-        first = side(phi, self.q1)
-        return first, first if torch.equal(self.q1, self.q2) else side(phi, self.q2)
+        both, where = torch.cat([self.q1, self.q2]).unique(return_inverse=True)
+        found, (first, second) = side(phi, both), where.split([len(self.q1), len(self.q2)])
+        return found.of(first, found.numbers.dtype), found.of(second, found.numbers.dtype)
 
     def averages(self, phi: Activation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """As on `State`."""
         first, second = self.sides(phi)
         if phi.closed is not None:
-            dual, slope = phi.closed.both(self.q1[:, None], self.nngp, self.q2[None])
+            dual, slope = phi.closed.both(self.q1[:, None], self.nngp, self.q2)
         else:
             assert first.series is not None
             assert second.series is not None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from layerwright.maths import kernel_angles
 from layerwright.maths.kernel_angles import COST, KEPT, PRODUCT, SMALL, at_angles, of_equal, stacked
-from layerwright.maths.kernel_pairs import Fold, Inputs
+from layerwright.maths.kernel_pairs import Fold, Inputs, Listed
 
 __all__ = ["Curves", "Table", "Twins", "tabulated"]
 
@@ -124,15 +124,28 @@ class Table:
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
         """The same, `[kernels, n, m]`."""
-        curves = self.curves
-        rho = self.inputs.correlations(rows, columns, curves.rough)
-        at = rho.acos_().mul_((curves.spline.shape[-1] - 1) / math.pi)
-        found = _looked_up(curves.spline, at.to(self.dtype))
-        if curves.homogeneous:
-            first, second = (unit[part].sqrt().to(found.dtype) for unit, part in zip(self.units, (rows, columns)))
-            found.mul_(first[:, None]).mul_(second)
+        rho, listed = self.inputs.correlations(rows, columns, self.curves.rough)
+        first, second = self.units
+        found = self._at(rho, first[rows, None], second[columns])
+        if len(listed.rho):
+            listed.put(found, self.listed(rows, columns, listed))
         self.twins.put(found, self.inputs, rows, columns)
         return found
+
+    def listed(self, rows: slice, columns: slice, pairs: Listed) -> Tensor:
+        """The kernels of listed pairs of a tile, `[kernels, P]`."""
+        first, second = self.units
+        return self._at(pairs.rho.clone(), first[rows][pairs.first], second[columns][pairs.second])
+
+    def _at(self, rho: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """The functions at correlations, which are overwritten, times the roots of what can be taken out."""
+        spline = self.curves.spline
+        found = _looked_up(spline, rho.acos_().mul_((spline.shape[-1] - 1) / math.pi).to(self.dtype))
+        return (
+            found.mul_(first.sqrt().to(self.dtype)).mul_(second.sqrt().to(self.dtype))
+            if self.curves.homogeneous
+            else found
+        )
 
 
 def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:

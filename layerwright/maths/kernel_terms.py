@@ -7,7 +7,6 @@ depends on depth.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,20 +15,20 @@ import torch
 from torch import Tensor
 
 from layerwright.maths.chebyshev import coefficients, in_powers, needed, nodes
-from layerwright.maths.kernel_angles import COST, KEPT, PRODUCT, SMALL, at_angles
-from layerwright.maths.kernel_pairs import Fold
+from layerwright.maths.kernel_angles import COST, PRODUCT, SMALL, at_angles
+from layerwright.maths.kernel_pairs import Fold, Interval
 
-__all__ = ["Interval", "Terms", "by_norm", "of_one"]
+__all__ = ["Terms", "by_norm", "of_one"]
 
 # Nodes of each norm, tried in turn, and of the correlation, and what is left out, of the largest number.
 _NORMS, _POWERS = (8, 16, 32), 33
 _LEFT_OUT = {torch.float32: 1e-7, torch.float64: 1e-13}
 # The same of equal inputs, whose kernels are exact to rounding.
 _EXACT = {torch.float32: 1e-8, torch.float64: 1e-13}
+# Of how many towers, intervals and norms they are kept: a few intervals are tried for each call.
+_KEPT = 64
 # How many times the largest number its terms may add up to, which is what their rounding is of.
 _LARGEST = 4.0
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Terms:
         return sum(self.interval) / 2
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=_KEPT)
 def of_one(
     fold: Fold, interval: Interval, at: tuple[float, float], homogeneous: bool, by_layer: bool, dtype: torch.dtype
 ) -> Terms | None:
@@ -82,7 +81,7 @@ def of_one(
     return None if powers is None else Terms(interval, (0.0, 1.0), powers, None)
 
 
-@lru_cache(maxsize=KEPT)
+@lru_cache(maxsize=_KEPT)
 def by_norm(
     fold: Fold, interval: Interval, norms: tuple[float, float], by_layer: bool, dtype: torch.dtype
 ) -> Terms | None:
@@ -98,8 +97,10 @@ def by_norm(
         return None
     low, high = (math.log(q) for q in norms)
     logs = (low + high) / 2, (high - low) / 2 or 1.0
+    if not _smooth(at_angles(fold, norms, norms, _angles(interval), by_layer).numpy(), dtype):
+        return None
     for count in _NORMS:
-        q = np.exp(logs[0] + logs[1] * nodes(count)).tolist()
+        q = tuple(np.exp(logs[0] + logs[1] * nodes(count)).tolist())
         equal = _of_equal(fold, q, by_layer, dtype)
         if equal is not None:
             powers = _powers(at_angles(fold, q, q, _angles(interval), by_layer).numpy(), interval, dtype)
@@ -113,13 +114,27 @@ def _angles(interval: Interval) -> np.ndarray:
     return np.arccos((low + high) / 2 + (high - low) / 2 * nodes(_POWERS))
 
 
+def _smooth(values: np.ndarray, dtype: torch.dtype) -> bool:
+    """Whether so many powers of ρ can do for the ends of the norms, which costs little to know."""
+    if not np.isfinite(values).all():
+        return False
+    found = coefficients(_scaled(values)[0], (3,))
+    return needed(np.abs(found).max((0, 1, 2)), (0,), _LEFT_OUT[dtype]) is not None
+
+
+def _scaled(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values over the largest of their kernel, and that."""
+    largest = np.abs(values).max((1, 2, 3), keepdims=True)
+    largest[largest == 0] = 1.0
+    return values / largest, largest
+
+
 def _powers(values: np.ndarray, interval: Interval, dtype: torch.dtype) -> Tensor | None:
     """Coefficients `[kernels, powers, n, n]` from values at nodes, as few as will do; None where these will not."""
     if not np.isfinite(values).all():
         return None
-    largest = np.abs(values).max((1, 2, 3), keepdims=True)
-    largest[largest == 0] = 1.0
-    found = coefficients(values / largest, (1, 2, 3))
+    scaled, largest = _scaled(values)
+    found = coefficients(scaled, (1, 2, 3))
     size = np.abs(found).max(0)
     n, power = (needed(size, axes, _LEFT_OUT[dtype]) for axes in ((0, 1), (2,)))
     if n is None or power is None:
@@ -135,8 +150,9 @@ def _powers(values: np.ndarray, interval: Interval, dtype: torch.dtype) -> Tenso
     return torch.from_numpy(scaled[:, ::-1].copy()).to(dtype)
 
 
+@lru_cache(maxsize=_KEPT)
 def _of_equal(
-    fold: Fold, q: Sequence[float], by_layer: bool, dtype: torch.dtype
+    fold: Fold, q: tuple[float, ...], by_layer: bool, dtype: torch.dtype
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Series in log q of the kernels of equal inputs, and of an input and itself; None where nodes are too few."""
     found = []

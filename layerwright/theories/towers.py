@@ -56,8 +56,9 @@ class Tower:
         """Both kernels of an output at infinite width.
 
         Many rows take a shorter way than the layers, whatever their depth: polynomials in the correlation of two inputs
-        where correlations stay away from ±1, else a table of the angle between them where all rows have one norm or the
-        tower is homogeneous. Where neither holds, all layers are worked out on one tile of the pairs after another.
+        where all but few correlations stay away from ±1, else a table of the angle between them where all rows have one
+        norm or the tower is homogeneous. Where neither holds, all layers are worked out on one tile of the pairs after
+        another.
 
         Args:
             x: inputs `[N, d]`, a tensor or an array of any real type; images `[N, C, H, W]` or sequences
@@ -77,9 +78,10 @@ class Tower:
 
         Returns:
             "polynomials" where kernels are polynomials in the correlation of two inputs, and of low rank in their
-            norms; "table" where they are looked up by the angle between two inputs; "tiles" where neither holds, as
-            correlations come near ±1 or inputs are too few, norms differ and the tower is not homogeneous, so that all
-            layers are worked out for each pair; "at once" for so few pairs that no other way is shorter.
+            norms, but for the few pairs near ±1; "table" where they are looked up by the angle between two inputs;
+            "tiles" where neither holds, as correlations come near ±1 or inputs are too few, norms differ and the tower
+            is not homogeneous, so that all layers are worked out for each pair; "at once" for so few pairs that no
+            other way is shorter.
 
         Raises:
             UserError: as in `kernel`, or a tower that reads images or sequences.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import reduce
 
 import pytest
@@ -12,8 +11,8 @@ from torch import Tensor
 from layerwright.maths import kernel_folded, kernel_pairs, kernel_tiles
 from layerwright.maths.activation import NAMES, activation
 from layerwright.maths.kernel import Kernels, State, add, dense, dropout, inputs, nonlinear, norm
-from layerwright.maths.kernel_folded import folded
-from layerwright.maths.kernel_pairs import Fold, inputs_of
+from layerwright.maths.kernel_folded import Folded, folded
+from layerwright.maths.kernel_pairs import Fold, Listed, inputs_of
 from layerwright.maths.kernel_tiles import filled, tiles
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
@@ -97,10 +96,36 @@ def test_correlations_that_float32_does_not_carry_are_folded_in_float64(points: 
     fold, few = mlp("erf", 12, weight=40.0, bias=0.0), points[:16]
     few[9] = few[8] + 1e-5
     whole = filled(folded(fold, inputs_of(few), FLOAT64), FLOAT64)
+    same(filled(folded(fold, inputs_of(few), FLOAT32), FLOAT32), whole, 1e-5)
     plan = folded(fold, inputs_of(few), FLOAT32)
-    same(filled(plan, FLOAT32), whole, 1e-5)
-    rough = filled(replace(plan, rough=(-1.0, 1.0)), FLOAT32)
+    vars(plan)["rough"] = (-1.0, 1.0)
+    rough = filled(plan, FLOAT32)
     assert ((rough.ntk - whole.ntk).abs().max() / whole.ntk.abs().max()) > 1e-5, "float32 alone is not enough"
+
+
+@pytest.mark.parametrize("name", ["erf", "tanh"])
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_few_pairs_that_float32_does_not_carry_are_listed(
+    name: str, by_layer: bool, points: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold, asked = mlp(name, 6, weight=4.0), set()
+    points[9] = points[8] + 1e-5
+    known = Folded.listed
+
+    def listed(plan: Folded, rows: slice, columns: slice, pairs: Listed) -> Tensor:
+        asked.update(zip((pairs.first + rows.start).tolist(), (pairs.second + columns.start).tolist()))
+        return known(plan, rows, columns, pairs)
+
+    monkeypatch.setattr(Folded, "listed", listed)
+    given = inputs_of(points, None, by_layer)
+    found = filled(folded(fold, given, FLOAT32), FLOAT32)
+    assert asked == {(8, 9), (9, 8)}
+    same(found, filled(folded(fold, given, FLOAT64), FLOAT64), 1e-5)
+    monkeypatch.setattr(kernel_pairs, "_MOST_LISTED", 0.0)
+    asked.clear()
+    in_float64 = filled(folded(fold, given, FLOAT32), FLOAT32)
+    assert not asked
+    assert found.ntk[..., 8, 9].equal(in_float64.ntk[..., 8, 9])
 
 
 def test_float32_is_taken_where_it_is_enough(points: Tensor) -> None:
