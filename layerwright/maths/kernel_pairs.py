@@ -100,7 +100,7 @@ class Inputs:
     def product(self, rows: slice, columns: slice, out: Tensor, less: float = 0.0) -> Tensor:
         """Correlations of a tile less a number, as a product of its type tells them, into `out`; 0 at equal rows."""
         over, others = self.over_lengths[0][rows, None] / self.x.shape[1], self.over_lengths[1][columns]
-        torch.mm(self.x[rows].to(out.dtype) * over.to(out.dtype), self.y[columns].to(out.dtype).T, out=out)
+        torch.mm(self.x[rows].to(out.dtype), self.y[columns].to(out.dtype).T, out=out).mul_(over.to(out.dtype))
         torch.addcmul(torch.tensor(-less, dtype=out.dtype), out, others.to(out.dtype), out=out)
         out[self.equal(rows, columns)] = 0.0
         return out

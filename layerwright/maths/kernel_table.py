@@ -8,7 +8,7 @@ or where the kernels are √(q₁q₂) times a function of ρ (homogeneous activ
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -119,33 +119,31 @@ class Table:
 
     def write(self, rows: slice, columns: slice, parts: Sequence[Tensor]) -> None:
         """The kernels of a part of the pairs into so many matrices `[n, m]`."""
-        for part, found in zip(parts, self.tile(rows, columns)):
-            part.copy_(found)
-
-    def tile(self, rows: slice, columns: slice) -> Tensor:
-        """The same, `[kernels, n, m]`."""
         rho, listed = self.inputs.correlations(rows, columns, self.curves.rough)
         first, second = self.units
-        found = self._at(rho, first[rows, None], second[columns])
+        for part, found in zip(parts, self._at(rho, first[rows, None], second[columns])):
+            part.copy_(found)
         if len(listed.rho):
-            listed.put(found, self.listed(rows, columns, listed))
-        self.twins.put(found, self.inputs, rows, columns)
-        return found
+            listed.put(parts, self.listed(rows, columns, listed))
+        self.twins.put(parts, self.inputs, rows, columns)
 
     def listed(self, rows: slice, columns: slice, pairs: Listed) -> Tensor:
         """The kernels of listed pairs of a tile, `[kernels, P]`."""
         first, second = self.units
-        return self._at(pairs.rho.clone(), first[rows][pairs.first], second[columns][pairs.second])
+        found = self._at(pairs.rho.clone(), first[rows][pairs.first], second[columns][pairs.second])
+        return torch.stack([values.clone() for values in found])
 
-    def _at(self, rho: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """The functions at correlations, which are overwritten, times the roots of what can be taken out."""
+    def _at(self, rho: Tensor, first: Tensor, second: Tensor) -> Iterator[Tensor]:
+        """The functions at correlations, times the roots of what can be taken out, one after another in the same room.
+
+        Correlations are overwritten.
+        """
         spline = self.curves.spline
-        found = _looked_up(spline, rho.acos_().mul_((spline.shape[-1] - 1) / math.pi).to(self.dtype))
-        return (
-            found.mul_(first.sqrt().to(self.dtype)).mul_(second.sqrt().to(self.dtype))
-            if self.curves.homogeneous
-            else found
-        )
+        places = rho.acos_().mul_((spline.shape[-1] - 1) / math.pi).to(self.dtype)
+        for values in _looked_up(spline, places):
+            if self.curves.homogeneous:
+                values.mul_(first.sqrt().to(self.dtype)).mul_(second.sqrt().to(self.dtype))
+            yield values
 
 
 def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
@@ -163,7 +161,9 @@ def tabulated(fold: Fold, inputs: Inputs, dtype: torch.dtype) -> Table | None:
         >>> from layerwright.maths.kernel import dense
         >>> from layerwright.maths.kernel_pairs import inputs_of
         >>> table = tabulated(dense(2.0), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
-        >>> table.curves.homogeneous, table.tile(slice(0, 2), slice(0, 2))[0]
+        >>> kernels = torch.empty(2, 2, 2)
+        >>> table.write(slice(0, 2), slice(0, 2), kernels.unbind())
+        >>> table.curves.homogeneous, kernels[0]
         (True, tensor([[2.0000, 2.0000],
                 [2.0000, 4.0000]]))
         >>> tabulated(dense(2.0, 0.1), inputs_of(torch.tensor([[1.0, 1.0], [2.0, 0.0]])), torch.float32)
@@ -278,12 +278,12 @@ def _rough(spline: np.ndarray, norms: Norms, dtype: torch.dtype) -> tuple[float,
     return math.cos(theta[next_]), math.cos(theta[last])
 
 
-def _looked_up(spline: Tensor, at: Tensor) -> Tensor:
-    """The splines at places counted in pieces, `[kernels, *at.shape]`."""
-    piece, found = at.int().view(-1), at.new_empty(len(spline), *at.shape)
-    part = at.frac_().view(-1)
-    for values, (*lower, highest) in zip(found.view(len(spline), -1), (kernel.unbind() for kernel in spline)):
+def _looked_up(spline: Tensor, at: Tensor) -> Iterator[Tensor]:
+    """The spline of each kernel at places counted in pieces, in the same room."""
+    piece, part, room = at.int().view(-1), at.frac_().view(-1), torch.empty_like(at)
+    values = room.view(-1)
+    for *lower, highest in (kernel.unbind() for kernel in spline):
         torch.index_select(highest, 0, piece, out=values)
         for coefficient in reversed(lower):
             torch.addcmul(coefficient.index_select(0, piece), values, part, out=values)
-    return found
+        yield room
