@@ -53,7 +53,7 @@ class Folded:
     def write(self, rows: slice, columns: slice, parts: Sequence[Tensor]) -> None:
         """The kernels of a part of the pairs into so many matrices `[n, m]`."""
         inputs = self.inputs
-        rho, listed = inputs.correlations(rows, columns, self.rough)
+        rho, listed = inputs.correlations(rows, columns, self.rough, parts[0])
         same, itself = inputs.same(rows, columns), partial(inputs.itself, rows, columns)
         for part, found in zip(parts, self._of(rows, columns, rho, same, inputs.meeting(rows, columns), itself)):
             part.copy_(found)

@@ -105,7 +105,7 @@ class Inputs:
         out[self.equal(rows, columns)] = 0.0
         return out
 
-    def correlations(self, rows: slice, columns: slice, rough: Interval) -> tuple[Tensor, Listed]:
+    def correlations(self, rows: slice, columns: slice, rough: Interval, room: Tensor) -> tuple[Tensor, Listed]:
         """Correlations of a tile, from −1 to 1, and 0 where inputs are equal; and those of its pairs that are listed.
 
         Args:
@@ -113,13 +113,15 @@ class Inputs:
             columns: second inputs.
             rough: those for which products, and results, of float32 are good enough. Where all but few of the tile are,
                 it is in float32, the few are listed, and 0 stands for them.
+            room: where they are written, of float32 or, where that is not good enough for more than a few, float64.
         """
-        shape = len(self.x[rows]), len(self.y[columns])
-        if rough[0] <= rough[1]:
-            rho = self.product(rows, columns, torch.empty(shape, dtype=torch.float32))
-            if (found := self.listed(rows, columns, rho, rough)) is not None:
-                return rho, found
-        return self.product(rows, columns, torch.empty(shape, dtype=torch.float64)).clamp_(-1.0, 1.0), NONE
+        if rough[0] <= rough[1] and room.dtype == torch.float32:
+            self.product(rows, columns, room)
+            if (found := self.listed(rows, columns, room, rough)) is not None:
+                return room, found
+        if room.dtype != torch.float64:
+            room = torch.empty(room.shape, dtype=torch.float64)
+        return self.product(rows, columns, room).clamp_(-1.0, 1.0), NONE
 
     def listed(self, rows: slice, columns: slice, rho: Tensor, inside: Interval, less: float = 0.0) -> Listed | None:
         """Those of a `product` outside an interval, where it is then 0; None where they are many."""

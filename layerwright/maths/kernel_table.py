@@ -30,6 +30,9 @@ _PIECES, _MOST_PIECES, _COMPARED = 2**9, 2**15, 33
 # In float32 lines will do, and take half of the time, where so many stay in a cache; what they may be off.
 _LINES, _OFF_LINE = 2**14, 1e-7
 
+# Rows of a tile that are looked up at once: what is made of them is most of the memory beside the results.
+_ROWS = 48
+
 Function = Callable[[np.ndarray], np.ndarray]
 Norms = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -119,10 +122,11 @@ class Table:
 
     def write(self, rows: slice, columns: slice, parts: Sequence[Tensor]) -> None:
         """The kernels of a part of the pairs into so many matrices `[n, m]`."""
-        rho, listed = self.inputs.correlations(rows, columns, self.curves.rough)
+        rho, listed = self.inputs.correlations(rows, columns, self.curves.rough, parts[0])
         first, second = self.units
-        for part, found in zip(parts, self._at(rho, first[rows, None], second[columns])):
-            part.copy_(found)
+        for few, unit, *here in zip(*(part.split(_ROWS) for part in (rho, first[rows, None], *parts))):
+            for part, found in zip(here, self._at(few, unit, second[columns])):
+                part.copy_(found)
         if len(listed.rho):
             listed.put(parts, self.listed(rows, columns, listed))
         self.twins.put(parts, self.inputs, rows, columns)
@@ -130,16 +134,13 @@ class Table:
     def listed(self, rows: slice, columns: slice, pairs: Listed) -> Tensor:
         """The kernels of listed pairs of a tile, `[kernels, P]`."""
         first, second = self.units
-        found = self._at(pairs.rho.clone(), first[rows][pairs.first], second[columns][pairs.second])
+        found = self._at(pairs.rho, first[rows][pairs.first], second[columns][pairs.second])
         return torch.stack([values.clone() for values in found])
 
     def _at(self, rho: Tensor, first: Tensor, second: Tensor) -> Iterator[Tensor]:
-        """The functions at correlations, times the roots of what can be taken out, one after another in the same room.
-
-        Correlations are overwritten.
-        """
+        """The functions at correlations, times the roots of what can be taken out, each in the same room."""
         spline = self.curves.spline
-        places = rho.acos_().mul_((spline.shape[-1] - 1) / math.pi).to(self.dtype)
+        places = rho.acos().mul_((spline.shape[-1] - 1) / math.pi).to(self.dtype)
         for values in _looked_up(spline, places):
             if self.curves.homogeneous:
                 values.mul_(first.sqrt().to(self.dtype)).mul_(second.sqrt().to(self.dtype))
