@@ -47,7 +47,8 @@ class ClosedForm(NamedTuple):
 
         Example:
             >>> one = torch.tensor([1.0, 1.0], dtype=torch.float64)
-            >>> [x.tolist() for x in homogeneous(1, 0.0, 1.0).both(one, torch.tensor([-1.0, 1.0]).double(), one)]
+            >>> found = homogeneous(1, 0.0, 1.0).both(one, torch.tensor([-1.0, 1.0], dtype=torch.float64), one)
+            >>> [values.round(decimals=9).tolist() for values in found]
             [[0.0, 0.5], [0.0, 0.5]]
         """
         if self.together is not None:
@@ -70,7 +71,7 @@ def determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
 def quick_determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
     """`determinant` as a tensor of its own; where rows of variances meet columns of them, in few passes over the pairs.
 
-    It is then 0 on the diagonal to rounding only; elsewhere the rounding of c costs as much.
+    It is then 0 on the diagonal to rounding only, and may be below it; elsewhere the rounding of c costs as much.
 
     Example:
         >>> quick_determinant(torch.tensor([[4.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([1.0, 1.0]))
@@ -78,7 +79,7 @@ def quick_determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
     """
     if q1.shape == q2.shape:
         return determinant(q1, c, q2)
-    return torch.addcmul(q1 * q2, c, c, value=-1).clamp_min_(0.0)
+    return torch.addcmul(q1 * q2, c, c, value=-1)
 
 
 def angle(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
@@ -135,9 +136,10 @@ def homogeneous(degree: float, negative: float, positive: float) -> ClosedForm:
         return order**2 * form(max(order - 1, 0), q1, c, q2)
 
     def together(q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        root = quick_determinant(q1, c, q2).sqrt_()
+        square = quick_determinant(q1, c, q2).clamp_min_(torch.finfo(c.dtype).tiny)
+        root = square.mul_(square.rsqrt())  # in less time than its root
         jump = (positive - negative) ** 2 / (2 * math.pi)
-        half = torch.atan2(root, -c).mul_(jump)  # π − θ
+        half = torch.atan2(c, root).add_(math.pi / 2).mul_(jump)  # π − θ
         value = root.mul_(jump).addcmul_(c, half)
         both = negative * positive
         return (value.add_(c, alpha=both), half.add_(both)) if both else (value, half)
