@@ -20,8 +20,8 @@ __all__ = ["Fold", "Inputs", "Interval", "Listed", "Pairs", "Side", "inputs_of",
 Fold = Callable[[State], State]
 Interval = tuple[float, float]
 NOWHERE = slice(0, 0)
-# The share of a tile above which none of its pairs is listed.
-_MOST_LISTED = 1 / 8
+# The share of a tile above which none of its pairs is listed, and rows whose listed pairs are multiplied at once.
+_MOST_LISTED, _ROWS = 1 / 8, 64
 # A series ends where what follows is rounding.
 _NOTHING = {torch.float32: 1e-9, torch.float64: 1e-14}
 
@@ -136,13 +136,19 @@ class Inputs:
             return None
         first, second = map(torch.from_numpy, divmod(np.flatnonzero(outside), outside.shape[1]))
         rho[first, second] = 0.0
-        # As a product of the rows and columns that they have.
+        # Some rows at a time, as a product has room for all their columns.
+        some = torch.bincount(first // _ROWS).tolist()
+        parts = [self._exact(rows, columns, i, j) for i, j in zip(first.split(some), second.split(some)) if len(i)]
+        return Listed(first, second, torch.cat(parts))
+
+    def _exact(self, rows: slice, columns: slice, first: Tensor, second: Tensor) -> Tensor:
+        """Correlations of pairs of a tile in float64, by a product of the rows and columns that they have."""
         sides = []
         for x, over, part, at in zip((self.x, self.y), self.over_lengths, (rows, columns), (first, second)):
             found, where = at.unique(return_inverse=True)
             sides.append((x[part][found].double() * over[part][found, None], where))
         (x, i), (y, j) = sides
-        return Listed(first, second, torch.mm(x / x.shape[1], y.T)[i, j].clamp_(-1.0, 1.0))
+        return torch.mm(x / x.shape[1], y.T)[i, j].clamp_(-1.0, 1.0)
 
     def some(self, count: int) -> Inputs:
         """At most so many first and second inputs, evenly spread."""
