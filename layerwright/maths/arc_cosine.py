@@ -47,8 +47,7 @@ class ClosedForm(NamedTuple):
 
         Example:
             >>> one = torch.tensor([1.0, 1.0], dtype=torch.float64)
-            >>> found = homogeneous(1, 0.0, 1.0).both(one, torch.tensor([-1.0, 1.0], dtype=torch.float64), one)
-            >>> [values.round(decimals=9).tolist() for values in found]
+            >>> [x.tolist() for x in homogeneous(1, 0.0, 1.0).both(one, torch.tensor([-1.0, 1.0]).double(), one)]
             [[0.0, 0.5], [0.0, 0.5]]
         """
         if self.together is not None:
@@ -71,7 +70,7 @@ def determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
 def quick_determinant(q1: Tensor, c: Tensor, q2: Tensor) -> Tensor:
     """`determinant` as a tensor of its own; where rows of variances meet columns of them, in few passes over the pairs.
 
-    It is then 0 on the diagonal to rounding only, and may be below it; elsewhere the rounding of c costs as much.
+    On the diagonal it is then 0 to rounding only, and may be below it; elsewhere the rounding of c costs as much.
 
     Example:
         >>> quick_determinant(torch.tensor([[4.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([1.0, 1.0]))
@@ -136,8 +135,8 @@ def homogeneous(degree: float, negative: float, positive: float) -> ClosedForm:
         return order**2 * form(max(order - 1, 0), q1, c, q2)
 
     def together(q1: Tensor, c: Tensor, q2: Tensor) -> tuple[Tensor, Tensor]:
-        square = quick_determinant(q1, c, q2).clamp_min_(torch.finfo(c.dtype).tiny)
-        root = square.mul_(square.rsqrt())  # in less time than its root
+        square = quick_determinant(q1, c, q2).clamp_min_(0.0)
+        root = square.mul_((square + torch.finfo(c.dtype).tiny).rsqrt_())  # in less time than its root
         jump = (positive - negative) ** 2 / (2 * math.pi)
         half = torch.atan2(c, root).add_(math.pi / 2).mul_(jump)  # π − θ
         value = root.mul_(jump).addcmul_(c, half)

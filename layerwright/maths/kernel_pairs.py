@@ -250,7 +250,7 @@ class Pairs(State):
         """As on `State`."""
         first, second = self.sides(phi)
         if phi.closed is not None:
-            dual, slope = phi.closed.both(self.q1[:, None], self.nngp, self.q2)
+            dual, slope = phi.closed.both(self.q1[:, None], self.nngp, torch.atleast_2d(self.q2))
         else:
             assert first.series is not None
             assert second.series is not None

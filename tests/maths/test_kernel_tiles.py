@@ -13,7 +13,8 @@ from layerwright.maths.activation import NAMES, activation
 from layerwright.maths.kernel import Kernels, State, add, dense, dropout, inputs, nonlinear, norm
 from layerwright.maths.kernel_folded import Folded, folded
 from layerwright.maths.kernel_pairs import Fold, Listed, inputs_of
-from layerwright.maths.kernel_tiles import filled, tiles
+from layerwright.maths.kernel_table import Table
+from layerwright.maths.kernel_tiles import filled, planned, tiles
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 
@@ -202,3 +203,15 @@ def test_both_averages_at_once_are_the_two_by_themselves(name: str) -> None:
         torch.testing.assert_close(found, exact, rtol=1e-13, atol=1e-14)
     for found, exact in zip(phi.closed.both(q1, q1, q1), (phi.diagonal(q1), phi.diagonal_derivative(q1))):
         torch.testing.assert_close(found, exact, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
+@pytest.mark.parametrize("name", ["relu", "leaky_relu:0.2"])
+def test_without_biases_a_zero_vector_has_a_kernel_of_exactly_zero(
+    name: str, dtype: torch.dtype, points: Tensor
+) -> None:
+    fold, given = mlp(name, 3, bias=0.0), inputs_of(points)
+    for plan in (folded(fold, given, dtype), planned(fold, given, dtype)):
+        found = filled(plan, dtype)
+        assert found.nngp[25].count_nonzero() == found.ntk[:, 25].count_nonzero() == 0
+    assert isinstance(plan, Table)
