@@ -101,7 +101,7 @@ def series(phi: Activation, q: Tensor, whole: Tensor) -> Series:
     return Series(phi, known, torch.cat([left.new_ones(1), left]).double())
 
 
-def mean_squares(phi: Activation, q: Tensor) -> Tensor:
+def diagonals(phi: Activation, q: Tensor) -> Tensor:
     """E φ(u)² and E φ′(u)² for inputs of variances q, `[2, N]`, in their type.
 
     Raises:
@@ -110,25 +110,25 @@ def mean_squares(phi: Activation, q: Tensor) -> Tensor:
     Example:
         >>> from layerwright.maths.activation import activation
         >>> q = torch.linspace(0.5, 2.0, 100, dtype=torch.float64)
-        >>> bool((mean_squares(tanh := activation("tanh"), q)[0] - tanh.diagonal(q)).abs().max() < 1e-14)
+        >>> bool((diagonals(tanh := activation("tanh"), q)[0] - tanh.diagonal(q)).abs().max() < 1e-14)
         True
     """
     if phi.closed is None and len(q) <= _FEW:
-        return _squares_of_few(phi, tuple(q.tolist())).to(q.dtype)
+        return _diagonals_of_few(phi, tuple(q.tolist())).to(q.dtype)
     if phi.closed is None and q.max() <= _FAR * q.min():
-        found = _range(partial(_squares, phi), q, _EXACT)
+        found = _range(partial(_diagonals, phi), q, _EXACT)
         if found is not None:
             return found.at(q).to(q.dtype)
-    return _squares(phi, q)
+    return _diagonals(phi, q)
 
 
-def _squares(phi: Activation, q: Tensor) -> Tensor:
+def _diagonals(phi: Activation, q: Tensor) -> Tensor:
     return torch.stack([phi.diagonal(q), phi.diagonal_derivative(q)])
 
 
 @lru_cache(_KEPT)
-def _squares_of_few(phi: Activation, q: tuple[float, ...]) -> Tensor:
-    return _squares(phi, torch.tensor(q, dtype=torch.float64))
+def _diagonals_of_few(phi: Activation, q: tuple[float, ...]) -> Tensor:
+    return _diagonals(phi, torch.tensor(q, dtype=torch.float64))
 
 
 def _range(function: Callable[[Tensor], Tensor], q: Tensor, small: float) -> Range | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from layerwright.maths.activation import Activation
-from layerwright.maths.hermite_table import Series, mean_squares, series
+from layerwright.maths.hermite_table import Series, diagonals, series
 from layerwright.maths.kernel import ROWS, State, checked, kinds
 
 __all__ = ["Fold", "Inputs", "Interval", "Listed", "Pairs", "Side", "inputs_of", "side"]
@@ -226,7 +226,7 @@ def side(phi: Activation, q: Tensor) -> Side:
     if closed is not None and closed.dual_derivative is not None and q.isfinite().all():
         return Side(torch.stack([closed.dual(q, q, q), closed.dual_derivative(q, q, q)]), None)
     few, where = q.unique(return_inverse=True)
-    numbers = mean_squares(phi, few)
+    numbers = diagonals(phi, few)
     return Side(numbers[:, where], series(phi, few, numbers))
 
 

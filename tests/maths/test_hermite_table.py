@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from layerwright.maths.activation import Activation, activation
 from layerwright.maths.hermite import hermite_coefficients
-from layerwright.maths.hermite_table import Series, mean_squares, series
+from layerwright.maths.hermite_table import Series, diagonals, series
 
 
 def series_of(phi: Activation, q: Tensor) -> Series:
@@ -54,11 +54,11 @@ def test_small_correlations_need_few_terms() -> None:
 
 @pytest.mark.parametrize("given", ["tanh", "silu", functional.elu])
 @pytest.mark.parametrize("low, high", [(0.9, 1.1), (0.1, 9.0), (1e-4, 900.0)])
-def test_mean_squares_of_many_norms_are_those_of_each(given: str, low: float, high: float) -> None:
+def test_diagonals_of_many_norms_are_those_of_each(given: str, low: float, high: float) -> None:
     phi, q = activation(given), torch.linspace(low, high, 60, dtype=torch.float64)
-    found = mean_squares(phi, q)
+    found = diagonals(phi, q)
     for part, exact in zip(found, (phi.diagonal(q), phi.diagonal_derivative(q))):
         torch.testing.assert_close(part, exact, rtol=1e-13, atol=0)
-    few = mean_squares(phi, q[:5].float())
+    few = diagonals(phi, q[:5].float())
     assert few.dtype == torch.float32
     torch.testing.assert_close(few.double(), found[:, :5], rtol=1e-6, atol=0)
